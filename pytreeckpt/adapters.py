@@ -1,0 +1,103 @@
+"""How frameworks join: an adapter is a record of functions between a framework's objects and the tree model.
+
+Adapters are found through the entry-point group `pytreeckpt.adapters`, whose names are those of the frameworks'
+top-level modules. A framework that the process has not imported cannot have objects in a tree, so saving never imports
+one; reading imports one only to give back what was saved with it, or what the caller asks for.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from importlib.metadata import EntryPoint, entry_points
+
+from pytreeckpt.arrays import AnyArray, ArraySource
+from pytreeckpt.dtypes import AnyDType
+from pytreeckpt.geometry import Shape
+from pytreeckpt.objects import Expansion, ObjectType
+
+GROUP = "pytreeckpt.adapters"
+
+Attributes = Mapping[str, object]
+
+
+@dataclass(frozen=True, slots=True)
+class LeafTemplate:
+    """What an array leaf of a template (`like=`) asks for.
+
+    `shape` and `dtype` are those of the array as it is stored; `place` makes the leaf from a fresh numpy array that the
+    leaf may keep. `refuse(type, attributes)`, if given, is asked with the stored object type (None for a plain array) and
+    its attributes, and returns what is wrong with them, or None.
+    """
+
+    shape: Shape
+    dtype: AnyDType
+    place: Callable[[AnyArray], object]
+    refuse: Callable[[ObjectType | None, Attributes], str | None] = field(default=lambda _type, _attributes: None)
+
+
+@dataclass(frozen=True, slots=True)
+class Adapter:
+    """A framework's objects, to the tree model and back. Each function is pure; none keeps state.
+
+    `framework`: the top-level module; the names of its object types begin with it and a dot.
+    `expand(value)`: an array of the framework as `ArraySource`, another of its objects as `Expansion`, None for what is not its own.
+    `build(name, fields)`: the object of a type that `expand` gave, from its fields. An array field is a numpy array or, when
+    everything is converted to this framework, already one of its arrays. Raises `ValueError` or `TypeError` for values that make no sense.
+    `from_array(array)`: a numpy array, not shared with anyone, as the framework's own; `UnsupportedTypeError` for a dtype that it lacks.
+    `template(value)`: a leaf of a template, or None for what is not the framework's.
+    """
+
+    framework: str
+    expand: Callable[[object], ArraySource | Expansion | None]
+    build: Callable[[str, Mapping[str, object]], object]
+    from_array: Callable[[AnyArray], object]
+    template: Callable[[object], LeafTemplate | None]
+
+
+_added: dict[str, Adapter] = {}
+
+
+def register_adapter(adapter: Adapter) -> None:
+    """Add an adapter to this process, in place of an installed one for the same framework. For tests and scripts; packages use the entry point."""
+    _added[adapter.framework] = adapter
+
+
+@cache
+def _installed() -> Mapping[str, EntryPoint]:
+    return {entry.name: entry for entry in entry_points(group=GROUP)}
+
+
+def frameworks() -> list[str]:
+    """The frameworks that adapters exist for, whether or not they are installed."""
+    return sorted({*_added, *_installed()})
+
+
+@cache
+def _load(framework: str) -> Adapter:
+    adapter = _installed()[framework].load()
+    if not isinstance(adapter, Adapter):
+        raise TypeError(f"the entry point {framework!r} of {GROUP} is not a pytreeckpt.Adapter")
+    return adapter
+
+
+def find_adapter(framework: str) -> Adapter | None:
+    """The adapter for a framework, importing both; None if there is none or the framework is not installed."""
+    if framework in _added:
+        return _added[framework]
+    if framework not in _installed():
+        return None
+    try:
+        return _load(framework)
+    except ModuleNotFoundError as error:
+        if error.name is not None and error.name.partition(".")[0] == framework:
+            return None
+        raise
+
+
+def active_adapters() -> list[Adapter]:
+    """The adapters of the frameworks that this process has imported."""
+    found = [find_adapter(framework) for framework in frameworks() if framework in sys.modules]
+    return [adapter for adapter in found if adapter is not None]

@@ -1,0 +1,222 @@
+"""The public functions: a tree into a file or bytes, and back."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from pytreeckpt.checkpoint import Checkpoint, Select
+from pytreeckpt.codecs import Compression, check_compression
+from pytreeckpt.commit import Durability, IfExists
+from pytreeckpt.errors import CorruptionError, FormatVersionError, LimitError
+from pytreeckpt.expand import make_expand
+from pytreeckpt.flatten import flatten
+from pytreeckpt.limits import current_limits
+from pytreeckpt.pipeline import ReportProgress
+from pytreeckpt.planning import SavePlan, plan_save, stream
+from pytreeckpt.reading import BytesSource
+from pytreeckpt.storage import LocalStorage
+from pytreeckpt.writer import write_checkpoint
+
+StrPath = str | os.PathLike[str]
+
+
+@dataclass(frozen=True, slots=True)
+class SaveReport:
+    """What a save wrote. `raw_nbytes`: of the arrays in memory; `stored_nbytes`: of the arrays in the file; `root`: identifies the checkpoint."""
+
+    path: str
+    file_nbytes: int
+    raw_nbytes: int
+    stored_nbytes: int
+    n_arrays: int
+    n_chunks: int
+    root: str
+    elapsed_s: float
+
+
+def save(
+    tree: object,
+    path: StrPath,
+    *,
+    metadata: object = None,
+    compression: Compression = "auto",
+    if_exists: IfExists = "replace",
+    durability: Durability = "durable",
+    progress: ReportProgress | None = None,
+) -> SaveReport:
+    """Save a tree to one file, atomically.
+
+    `tree`: dicts, lists, tuples, sets, plain values, numpy arrays, and the objects of installed frameworks, to any depth.
+    `metadata`: a small tree of plain values, readable without the arrays.
+    `compression`: "auto"; "none", whose arrays can be mapped; or a zstd level from 1 to 22.
+    `if_exists`: "replace" (atomically) or "error".
+    `durability`: "durable" (survives a power cut once this returns) or "atomic" (survives the process being killed).
+    `progress`: called with a `Progress` in bytes.
+    Missing directories are made. Raises `UnsupportedTypeError` or `LimitError` before anything is written,
+    `CheckpointExistsError`, and `StorageError`; when it raises, nothing was published (but see `NotDurableError`).
+    """
+    begin = time.perf_counter()
+    _check_choice("if_exists", if_exists, ("replace", "error"))
+    _check_choice("durability", durability, ("durable", "atomic"))
+    name = os.fspath(path)
+    plan = _plan(tree, metadata, compression)
+    written = write_checkpoint(
+        LocalStorage(),
+        name,
+        plan,
+        compression=compression,
+        if_exists=if_exists,
+        durability=durability,
+        progress=progress,
+    )
+    return SaveReport(
+        name,
+        written.file_nbytes,
+        written.raw_nbytes,
+        written.stored_nbytes,
+        len(plan.arrays),
+        written.n_chunks,
+        written.root,
+        time.perf_counter() - begin,
+    )
+
+
+def encode(tree: object, *, metadata: object = None, compression: Compression = "auto") -> bytes:
+    """The bytes of the file that `save` would write."""
+    return b"".join(stream(_plan(tree, metadata, compression), compression))
+
+
+def _plan(tree: object, metadata: object, compression: Compression) -> SavePlan:
+    check_compression(compression)
+    limits = current_limits()
+    return plan_save(flatten(metadata, tree, expand=make_expand(), limits=limits), limits)
+
+
+def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"{name}={value!r}: it is {' or '.join(map(repr, choices))}")
+
+
+def open(path: StrPath) -> Checkpoint:
+    """Open a checkpoint to look into it and to read parts of it. Its structure is checked, its arrays when they are read.
+
+    Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError` and `LimitError`.
+    """
+    name = os.fspath(path)
+    file = LocalStorage().open(name)
+    try:
+        return Checkpoint(file, name)
+    except BaseException:
+        file.close()
+        raise
+
+
+def restore(
+    path: StrPath,
+    *,
+    like: object = None,
+    select: Select | None = None,
+    to: str = "auto",
+    types: Iterable[type] = (),
+    strict: bool = True,
+    mmap: bool = False,
+    verify: bool = True,
+    progress: ReportProgress | None = None,
+) -> Any:
+    """Restore a tree: exactly what was saved, every byte checked, or an error.
+
+    `like`: a template; the result has its structure, types, frameworks, devices and shardings, leaves matched by path.
+    `select`: only the leaves that a glob on paths (or one of several, or a predicate on `Path`) matches; dicts lose the others, other
+    containers hold `UNSELECTED` in their places, and with `like` the template's leaves stay.
+    `to`: "auto" gives back what was saved (numpy, with one warning, where its framework is not installed); "numpy", "torch"
+    or "jax" convert every array.
+    `types`: namedtuple, dataclass and enum classes that may be rebuilt by name; others come back as records.
+    `strict`: with `like`, whether missing and unexpected leaves are errors; with `select`, whether a pattern that matches nothing is.
+    `mmap`: map the arrays of an uncompressed file, copied on write, instead of reading them.
+    `verify`: False skips the digests of the chunks (the structure is always checked).
+    `progress`: called with a `Progress` in bytes.
+    Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError`, `StructureMismatchError`, `UnsupportedTypeError`,
+    `NotMappableError` and `LimitError`. Nothing partial is returned.
+    """
+    with open(path) as checkpoint:
+        return checkpoint.restore(
+            like=like,
+            select=select,
+            to=to,
+            types=types,
+            strict=strict,
+            mmap=mmap,
+            verify=verify,
+            progress=progress,
+        )
+
+
+def decode(
+    data: bytes | bytearray | memoryview,
+    *,
+    like: object = None,
+    select: Select | None = None,
+    to: str = "auto",
+    types: Iterable[type] = (),
+    strict: bool = True,
+    verify: bool = True,
+) -> Any:
+    """Restore a tree from the bytes of a file; the options are those of `restore`."""
+    with Checkpoint(BytesSource(memoryview(data).cast("B")), None) as checkpoint:
+        return checkpoint.restore(like=like, select=select, to=to, types=types, strict=strict, verify=verify)
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something wrong with a file: the broken rule of the format, the damaged leaf if it is in one, and a message with the place."""
+
+    kind: Literal["corrupt", "unknown version", "beyond limits"]
+    rule: str | None
+    leaf: str | None
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class VerifyReport:
+    """What `verify` found. `ok` if there are no problems; `root` is None if the index could not be read."""
+
+    path: str
+    ok: bool
+    problems: tuple[Problem, ...]
+    file_nbytes: int
+    n_arrays: int
+    n_chunks: int
+    root: str | None
+
+
+def verify(path: StrPath, *, progress: ReportProgress | None = None) -> VerifyReport:
+    """Check every byte of a checkpoint: structure, digests, padding. Reports all damaged chunks instead of stopping at the first.
+
+    Raises `CheckpointNotFoundError` and `StorageError`; everything about the content of the file is in the report.
+    """
+    name = os.fspath(path)
+    file = LocalStorage().open(name)
+    try:
+        try:
+            checkpoint = Checkpoint(file, name)
+        except (CorruptionError, FormatVersionError, LimitError) as error:
+            return VerifyReport(name, False, (_problem(error),), file.nbytes, 0, 0, None)
+        problems = tuple(map(_problem, checkpoint.damage(progress=progress)))
+        index = checkpoint.index
+        return VerifyReport(
+            name, not problems, problems, file.nbytes, len(index.arrays), len(index.chunks), checkpoint.root
+        )
+    finally:
+        file.close()
+
+
+def _problem(error: CorruptionError | FormatVersionError | LimitError) -> Problem:
+    if isinstance(error, CorruptionError):
+        return Problem("corrupt", error.rule, error.leaf, str(error))
+    if isinstance(error, FormatVersionError):
+        return Problem("unknown version", error.rule, None, str(error))
+    return Problem("beyond limits", None, None, str(error))

@@ -1,0 +1,191 @@
+"""Values of fields to objects: what `to=` and `types=` ask for, and inert records for all else.
+
+Nothing is imported or called because a file names it: classes come from `types`, from what the caller has registered, from
+adapters that are installed, and from the closed list below.
+"""
+
+from __future__ import annotations
+
+import types as python_types
+import warnings
+from argparse import Namespace
+from collections import OrderedDict, deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import fields as dataclass_fields
+from dataclasses import is_dataclass
+from enum import Enum
+from typing import Any, Final
+
+from pytreeckpt import dtypes
+from pytreeckpt.adapters import Adapter, find_adapter, frameworks
+from pytreeckpt.arrays import AnyArray
+from pytreeckpt.errors import CorruptionError, PytreeckptError, StructureMismatchError
+from pytreeckpt.expand import (
+    build_dataclass,
+    counter,
+    default_dict,
+    object_array,
+    path_class,
+    registered_class,
+    string_array,
+)
+from pytreeckpt.objects import ClassKind, ObjectType, build_record, class_name
+
+_PYTHON: Final[Mapping[str, Callable[..., object]]] = {
+    "python.OrderedDict": OrderedDict,
+    "python.defaultdict": default_dict,
+    "python.Counter": counter,
+    "python.deque": deque,
+    "python.bytearray": bytearray,
+    "python.Path": lambda text, flavour: path_class(flavour)(text),
+    "python.range": range,
+    "python.slice": slice,
+    "numpy.ObjectArray": object_array,
+    "numpy.StringArray": string_array,
+    "numpy.dtype": dtypes.parse,
+}
+_NAMESPACES: Final[Mapping[str, type]] = {
+    "python.Namespace": Namespace,
+    "python.SimpleNamespace": python_types.SimpleNamespace,
+}
+_CLASS_KINDS: Final = {
+    ClassKind.NAMEDTUPLE: lambda cls: issubclass(cls, tuple) and hasattr(cls, "_fields"),
+    ClassKind.DATACLASS: is_dataclass,
+    ClassKind.ENUM: lambda cls: issubclass(cls, Enum),
+}
+
+
+class Builder:
+    """Builds objects for one restore. `to`: "auto" or a framework; `types`: classes that may be rebuilt by name."""
+
+    def __init__(self, to: str, types: Iterable[type]) -> None:
+        known = ["auto", "numpy", *frameworks()]
+        if to not in known:
+            raise ValueError(f"to={to!r}: it is one of {', '.join(known)}")
+        self.to = to
+        self.classes = {class_name(cls): cls for cls in types}
+        self.target: Adapter | None = None
+        if to not in {"auto", "numpy"}:
+            self.target = find_adapter(to)
+            if self.target is None:
+                raise ModuleNotFoundError(
+                    f'to={to!r}: {to} is not installed; install it, or restore with to="numpy"', name=to
+                )
+        self.adapters: dict[str, Adapter | None] = {}
+        self.shared: dict[object, object] = {}
+        self.missing: dict[str, int] = {}
+
+    def leaf(self, array: AnyArray) -> object:
+        """A plain array as what `to` asks for. Raises `UnsupportedTypeError` if the framework cannot hold it."""
+        return array if self.target is None else self.target.from_array(array)
+
+    def object(self, type_: ObjectType, values: Sequence[Any]) -> object:
+        """The object of this type with these values of its fields."""
+        try:
+            return self.known_object(type_, values)
+        except (TypeError, ValueError, OverflowError, MemoryError, AttributeError) as error:
+            if isinstance(error, PytreeckptError) and not isinstance(error, CorruptionError):
+                raise
+            raise CorruptionError(f"the fields of a {type_.name} make no {type_.name}: {error}", rule="T-4") from error
+
+    def known_object(self, type_: ObjectType, values: Sequence[Any]) -> object:
+        if type_.name in _PYTHON:
+            return _PYTHON[type_.name](*values)
+        if type_.name in _NAMESPACES:
+            return _NAMESPACES[type_.name](**dict(zip(type_.fields, values, strict=True)))
+        if type_.class_kind is ClassKind.WRAPPER:
+            return self.wrapper(type_, values)
+        if type_.class_kind is ClassKind.RECORD:
+            registered = registered_class(type_.name)
+            if registered is not None:
+                return registered.from_fields(dict(zip(type_.fields, values, strict=True)))
+            adapter = self.adapter_of(type_)
+            return (
+                build_record(type_, values)
+                if adapter is None
+                else adapter.build(type_.name, dict(zip(type_.fields, values, strict=True)))
+            )
+        cls = self.classes.get(type_.name)
+        return build_record(type_, values) if cls is None else rebuild_class(cls, type_, values)
+
+    def wrapper(self, type_: ObjectType, values: Sequence[Any]) -> object:
+        adapter = self.adapter_of(type_)
+        if adapter is None:
+            return values[0]
+        # Tied arrays stay tied: the same array wrapped in the same way is one object.
+        try:
+            key = (type_, id(values[0]), tuple(values[1:]))
+            hash(key)
+        except TypeError:
+            key = None
+        if key is not None and key in self.shared:
+            return self.shared[key][1]  # type: ignore[index]
+        built = adapter.build(type_.name, dict(zip(type_.fields, values, strict=True)))
+        if key is not None:
+            # The wrapped value is kept so that its id stays its own.
+            self.shared[key] = (values[0], built)
+        return built
+
+    def adapter_of(self, type_: ObjectType) -> Adapter | None:
+        """The adapter to build this type with, if it is wanted and there is one."""
+        framework = type_.name.partition(".")[0]
+        if self.to not in {"auto", framework}:
+            return None
+        if framework not in self.adapters:
+            self.adapters[framework] = find_adapter(framework) if framework in frameworks() else None
+        if self.adapters[framework] is None:
+            self.missing[framework] = self.missing.get(framework, 0) + 1
+        return self.adapters[framework]
+
+    def warn(self) -> None:
+        """Say once what could not be given back as it was saved."""
+        if not self.missing:
+            return
+        counts = " and ".join(f"{count} objects of {name}" for name, count in sorted(self.missing.items()))
+        warnings.warn(
+            f"{counts} came back as numpy arrays, plain values and records, because no adapter or framework of that name is installed "
+            'here; install it, or ask for to="numpy" to silence this',
+            UserWarning,
+            stacklevel=4,
+        )
+
+
+def rebuild_class(cls: type, type_: ObjectType, values: Sequence[object]) -> object:
+    """An instance of a class that the caller allows. Raises `StructureMismatchError` if it is not of that kind or has other fields."""
+    is_kind = _CLASS_KINDS.get(type_.class_kind)
+    if is_kind is None:
+        raise StructureMismatchError(
+            f"{type_.name} was saved as a registered pytree node, without its static fields: restore it with like=, not types="
+        )
+    if not is_kind(cls):
+        raise StructureMismatchError(
+            f"{type_.name} was saved as a {type_.class_kind.name.lower()}, and the class given in types is none"
+        )
+    if type_.class_kind is ClassKind.ENUM:
+        return _rebuild_member(cls, type_, values)
+    if type_.class_kind is ClassKind.NAMEDTUPLE:
+        names = tuple(cls._fields)  # type: ignore[attr-defined]  # a namedtuple, as just checked
+    else:
+        names = tuple(field.name for field in dataclass_fields(cls))
+    if set(names) != set(type_.fields):
+        raise StructureMismatchError(
+            f"{type_.name} has other fields now than when it was saved",
+            missing=sorted(set(names) - set(type_.fields)),
+            unexpected=sorted(set(type_.fields) - set(names)),
+        )
+    by_name = dict(zip(type_.fields, values, strict=True))
+    ordered = [by_name[name] for name in names]
+    if type_.class_kind is ClassKind.NAMEDTUPLE:
+        return tuple.__new__(cls, ordered)
+    return build_dataclass(cls, names, ordered)
+
+
+def _rebuild_member(cls: type, type_: ObjectType, values: Sequence[object]) -> object:
+    name, value = values
+    try:
+        member = cls(value)
+    except ValueError:
+        member = None
+    if member is None or member.name != name:
+        raise StructureMismatchError(f"{type_.name} has no member {name} with the value {value!r} now")
+    return member

@@ -1,0 +1,249 @@
+"""An open checkpoint: its tree with references in place of arrays, and everything that reads from it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from difflib import get_close_matches
+from types import TracebackType
+from typing import Any
+
+from pytreeckpt import nodes as n
+from pytreeckpt.arrays import AnyArray
+from pytreeckpt.build import Builder
+from pytreeckpt.errors import CorruptionError, PathError, StructureMismatchError, UnsupportedTypeError
+from pytreeckpt.geometry import Box
+from pytreeckpt.like import match_template
+from pytreeckpt.limits import current_limits
+from pytreeckpt.navigation import descend
+from pytreeckpt.nodes import Visit, leaf_value, walk
+from pytreeckpt.objects import ClassKind, ObjectType, build_record
+from pytreeckpt.paths import Path, compile_glob
+from pytreeckpt.pipeline import ReportProgress
+from pytreeckpt.reader import ArrayReader, Paths
+from pytreeckpt.reading import RangedSource, as_logical, inline_array, read_footer, read_index
+from pytreeckpt.references import ArrayRef
+from pytreeckpt.selection import Selection, bounding_box
+from pytreeckpt.storage import LocalFile
+from pytreeckpt.unflatten import unflatten
+
+Select = str | Sequence[str] | Callable[[Path], bool]
+
+
+class Checkpoint:
+    """An open checkpoint. Nothing of its arrays is read until asked for; close it, or use it in a `with` block."""
+
+    def __init__(self, source: RangedSource, path: str | None) -> None:
+        self._source = source
+        self.path = path
+        self._limits = current_limits()
+        self.footer = read_footer(source)
+        self.index = read_index(source, self.footer, self._limits)
+        self._reader = ArrayReader(source, self.index, Paths(self.index))
+        self._refs: list[ArrayRef | None] = [None] * len(self.index.nodes.arrays)
+        self.metadata, self.tree = self.lazy_tree(Builder("numpy", ()))
+
+    @property
+    def root(self) -> str:
+        """The SHA-256 of the index, in hex: it identifies the checkpoint."""
+        return self.footer.root.hex()
+
+    @property
+    def nbytes(self) -> int:
+        """The length of the file."""
+        return self._source.nbytes
+
+    def close(self) -> None:
+        """Close the file. References can no longer be read; arrays that were read or mapped stay."""
+        if isinstance(self._source, LocalFile):
+            self._source.close()
+
+    def __enter__(self) -> Checkpoint:
+        return self
+
+    def __exit__(
+        self, cls: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def __repr__(self) -> str:
+        return f"<Checkpoint {self.path or 'in memory'}: {len(self.index.arrays)} arrays, root {self.root[:12]}…>"
+
+    # The lazy tree.
+
+    def lazy_tree(self, builder: Builder) -> tuple[Any, Any]:
+        """Metadata and tree with an `ArrayRef` in place of each array, and of each wrapper of one."""
+
+        def array(occurrence: int) -> object:
+            ref = self._refs[occurrence] = ArrayRef(self, self.index.nodes.arrays[occurrence])
+            return ref
+
+        def build(type_: ObjectType, values: Sequence[Any]) -> object:
+            if type_.class_kind is ClassKind.WRAPPER and isinstance(values[0], ArrayRef):
+                ref: ArrayRef = values[0]
+                ref.type, ref.attributes = type_, tuple(values[1:])
+                return ref
+            if any(isinstance(value, ArrayRef) for value in values) and type_.class_kind is ClassKind.RECORD:
+                return build_record(type_, values)
+            return builder.object(type_, values)
+
+        return self._unflatten(array, self._scalar, build)
+
+    def _scalar(self, occurrence: int) -> object:
+        return inline_array(self.index, self.index.nodes.arrays[occurrence])[()]
+
+    def _unflatten(
+        self,
+        array: Callable[[int], object],
+        scalar: Callable[[int], object],
+        build: Callable[[ObjectType, Sequence[Any]], object],
+        unselected: bytearray | None = None,
+    ) -> tuple[Any, Any]:
+        return unflatten(
+            self.index.nodes,
+            array=array,
+            scalar=scalar,
+            build=build,
+            limits=self._limits,
+            unselected=unselected,
+        )
+
+    def leaves(self) -> Iterator[tuple[Path, object]]:
+        """The leaves with their paths, in order: `ArrayRef` for arrays, values for all else; an empty container counts as a leaf."""
+        for visit in walk(self.index.nodes):
+            if visit.is_leaf and not visit.attribute:
+                yield Path(visit.path), self.leaf(visit)
+
+    def leaf(self, visit: Visit) -> object:
+        """The leaf of the lazy tree that was visited."""
+        if visit.kind == n.ARRAY:
+            return self._refs[visit.entry]
+        if visit.kind == n.SCALAR:
+            return self._scalar(visit.entry)
+        if visit.kind < n.LIST:
+            return leaf_value(self.index.nodes, visit.kind, visit.entry)
+        return self[Path(visit.path)]
+
+    def __getitem__(self, path: str | Path) -> Any:
+        """The subtree or leaf at a path (text or `Path`). Raises `PathError`."""
+        return descend(self.tree, Path.parse(path) if isinstance(path, str) else path)
+
+    def __contains__(self, path: str | Path) -> bool:
+        try:
+            self[path]
+        except PathError:
+            return False
+        return True
+
+    # Reading.
+
+    def read_region(self, array: int, selection: Selection) -> AnyArray:
+        """A basic selection of an array, as numpy; reads only the chunks that its bounding box touches."""
+        entry = self.index.arrays[array]
+        box, rest = bounding_box(entry.shape, selection)
+        axes = entry.axes or tuple(range(len(entry.shape)))
+        stored = Box(tuple(box.offset[axis] for axis in axes), tuple(box.shape[axis] for axis in axes))
+        values = as_logical(self._reader.region(array, stored), entry)
+        return values[rest] if rest else values
+
+    def restore(
+        self,
+        *,
+        like: object = None,
+        select: Select | None = None,
+        to: str = "auto",
+        types: Iterable[type] = (),
+        strict: bool = True,
+        mmap: bool = False,
+        verify: bool = True,
+        progress: ReportProgress | None = None,
+    ) -> Any:
+        """The tree, or what `select` matches of it; the options are those of `pytreeckpt.restore`."""
+        builder = Builder(to, types)
+        visits = (
+            [visit for visit in walk(self.index.nodes) if visit.is_leaf]
+            if select is not None or like is not None
+            else []
+        )
+        unselected = self._unselected(select, visits, strict=strict) if select is not None else None
+        if like is not None:
+            chosen = [v for v in visits if not v.attribute and (unselected is None or not unselected[v.position])]
+            match = match_template(self, like, builder, chosen, strict=strict, partial=unselected is not None)
+            return match.place(self.read_arrays(match.arrays, mmap=mmap, verify=verify, progress=progress))
+        nodes = self.index.nodes
+        if unselected is None:
+            wanted: Sequence[int] = range(len(self.index.arrays))
+        else:
+            kept = {
+                nodes.arrays[v.entry] for v in visits if v.kind in {n.ARRAY, n.SCALAR} and not unselected[v.position]
+            }
+            wanted = sorted(kept)
+        arrays = self.read_arrays(wanted, mmap=mmap, verify=verify, progress=progress)
+        leaves: dict[int, object] = {}
+        refused: list[str] = []
+
+        def array(occurrence: int) -> object:
+            number = nodes.arrays[occurrence]
+            if number not in leaves and number in arrays:
+                try:
+                    leaves[number] = builder.leaf(arrays[number])
+                except UnsupportedTypeError as error:
+                    refused.append(f"{self._reader.paths.first(number)}: {error}")
+                    leaves[number] = None
+            return leaves.get(number)
+
+        def scalar(occurrence: int) -> object:
+            values = arrays.get(nodes.arrays[occurrence])
+            return None if values is None else values[()]
+
+        _, tree = self._unflatten(array, scalar, builder.object, unselected)
+        if refused:
+            raise UnsupportedTypeError(
+                f"to={to!r}: {len(refused)} leaves cannot be converted:\n  "
+                + "\n  ".join(refused[:20])
+                + '\nleave them out with select=, or restore with to="numpy"'
+            )
+        builder.warn()
+        return tree
+
+    def read_arrays(
+        self,
+        wanted: Sequence[int],
+        *,
+        mmap: bool = False,
+        verify: bool = True,
+        progress: ReportProgress | None = None,
+    ) -> dict[int, AnyArray]:
+        """The arrays with these numbers, as numpy."""
+        if not mmap:
+            return self._reader.arrays(wanted, verify=verify, progress=progress)
+        if not isinstance(self._source, LocalFile):
+            raise ValueError("mmap=True needs a checkpoint in a file")
+        return self._reader.mapped(memoryview(self._source.map()), wanted, verify=verify)
+
+    def _unselected(self, select: Select, visits: list[Visit], *, strict: bool) -> bytearray:
+        patterns = [select] if isinstance(select, str) else list(select) if not callable(select) else []
+        matchers = [compile_glob(pattern) for pattern in patterns] if not callable(select) else [select]
+        used = [False] * len(matchers)
+        marks = bytearray(len(self.index.nodes.kinds))
+        for visit in visits:
+            if visit.attribute:
+                continue
+            path = Path(visit.path)
+            hits = [bool(matcher(path)) for matcher in matchers]
+            used = [a or b for a, b in zip(used, hits, strict=True)]
+            marks[visit.position] = not any(hits)
+        idle = [pattern for pattern, hit in zip(patterns, used, strict=False) if not hit]
+        if (strict and idle) or not any(used):
+            paths = [str(Path(visit.path)) for visit in visits if not visit.attribute]
+            close = get_close_matches(idle[0] if idle else "", paths, 3, 0.4) or paths[:3]
+            what = f"select {', '.join(map(repr, idle))}" if idle else "select"
+            raise StructureMismatchError(
+                f"{what} matches no leaf; there is, for example, {', '.join(close)}", missing=idle
+            )
+        return marks
+
+    # Verifying.
+
+    def damage(self, *, progress: ReportProgress | None = None) -> Iterator[CorruptionError]:
+        """Check every chunk; the errors, one per damaged chunk, that reading would raise."""
+        return self._reader.damage(range(len(self.index.arrays)), progress=progress)

@@ -1,0 +1,134 @@
+"""The commit as data: the file operations of a save, in order. Nothing here performs them.
+
+A storage applies them one by one; a test replays prefixes and reorderings of the same list.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from pytreeckpt.planning import Written
+from pytreeckpt.wire import Buffer
+
+IfExists = Literal["replace", "error"]
+Durability = Literal["durable", "atomic"]
+
+
+@dataclass(frozen=True, slots=True)
+class MakeDirectory:
+    """Make a directory whose parent exists; one that is there already is fine."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class CreateFile:
+    """Create a new, empty file; it must not exist, nor be a link."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class WriteFile:
+    """Append to the file that is being created."""
+
+    path: str
+    data: Buffer
+
+
+@dataclass(frozen=True, slots=True)
+class SyncFile:
+    """Make the content of the file that is being created durable."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class FinishFile:
+    """Close the file that is being created."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class RenameFile:
+    """Give a file its name, atomically replacing what has it."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class LinkFile:
+    """Give a file a second name, atomically; fails if the name is taken."""
+
+    source: str
+    target: str
+
+
+@dataclass(frozen=True, slots=True)
+class RemoveFile:
+    """Remove a name of a file."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
+class SyncDirectory:
+    """Make the names in a directory durable."""
+
+    path: str
+
+
+Operation = (
+    MakeDirectory | CreateFile | WriteFile | SyncFile | FinishFile | RenameFile | LinkFile | RemoveFile | SyncDirectory
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a checkpoint goes: its name, a free name beside it to write to, its directory, and those to make, each with its parent."""
+
+    path: str
+    temporary: str
+    directory: str
+    new_directories: Sequence[tuple[str, str]] = ()
+
+
+def commit(
+    target: Target,
+    pieces: Generator[Buffer, None, Written],
+    *,
+    if_exists: IfExists,
+    durability: Durability,
+) -> Generator[Operation, None, Written]:
+    """The operations that write `pieces` and publish them under `target.path`. The generator's return value is that of `pieces`.
+
+    The order carries the guarantee: content is durable before its name is, and the name appears at once.
+    """
+    durable = durability == "durable"
+    for directory, parent in target.new_directories:
+        yield MakeDirectory(directory)
+        if durable:
+            yield SyncDirectory(parent)
+    yield CreateFile(target.temporary)
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            written: Written = end.value
+            break
+        yield WriteFile(target.temporary, piece)
+    if durable:
+        yield SyncFile(target.temporary)
+    yield FinishFile(target.temporary)
+    if if_exists == "replace":
+        yield RenameFile(target.temporary, target.path)
+    else:
+        yield LinkFile(target.temporary, target.path)
+        yield RemoveFile(target.temporary)
+    if durable:
+        yield SyncDirectory(target.directory)
+    return written

@@ -1,0 +1,108 @@
+"""The errors: each derives from `PytreeckptError` and from the builtin that a person already catches.
+
+An error says what is wrong, where, and what to do. Errors about a file carry the number of the rule of
+spec/format-v1.md that it breaks in `rule`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+
+class PytreeckptError(Exception):
+    """Base of every error that pytreeckpt raises on purpose."""
+
+    def __str__(self) -> str:
+        # KeyError and OSError would print a repr or an errno; the message is a sentence.
+        return str(self.args[0]) if self.args else type(self).__name__
+
+
+class CheckpointNotFoundError(PytreeckptError, FileNotFoundError):
+    """There is no checkpoint at this path."""
+
+
+class CheckpointExistsError(PytreeckptError, FileExistsError):
+    """`if_exists="error"` was asked for and the path exists."""
+
+
+class CorruptionError(PytreeckptError, ValueError):
+    """The bytes break a rule of the format: the file is damaged, torn, or was never a checkpoint.
+
+    `rule` is the number of the broken rule; `leaf` the text of the path of the damaged leaf, if the damage is in one.
+    """
+
+    def __init__(self, message: str, *, rule: str, leaf: str | None = None) -> None:
+        super().__init__(message)
+        self.rule = rule
+        self.leaf = leaf
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args[0], {"rule": self.rule, "leaf": self.leaf})
+
+
+class NotACheckpointError(CorruptionError):
+    """The file does not begin with the magic of a pytreeckpt file."""
+
+
+class FormatVersionError(PytreeckptError, ValueError):
+    """The file is not damaged, but uses a version, feature, codec or dtype that this reader does not know."""
+
+    def __init__(self, message: str, *, rule: str) -> None:
+        super().__init__(message)
+        self.rule = rule
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return _rebuild, (type(self), self.args[0], {"rule": self.rule})
+
+
+class LimitError(PytreeckptError, ValueError):
+    """A tree or file is beyond one of the `Limits`; the message says how to raise it."""
+
+
+class UnsupportedTypeError(PytreeckptError, TypeError):
+    """A tree holds something that cannot be stored, or an array that the asked-for framework cannot hold."""
+
+
+class StructureMismatchError(PytreeckptError, ValueError):
+    """A checkpoint does not have the structure that was asked for.
+
+    `missing`: paths that the template has and the checkpoint has not. `unexpected`: the reverse.
+    `mismatched`: a line per leaf of both whose shape, dtype or type differs.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        mismatched: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message)
+        self.missing = tuple(missing)
+        self.unexpected = tuple(unexpected)
+        self.mismatched = tuple(mismatched)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        lists = {"missing": self.missing, "unexpected": self.unexpected, "mismatched": self.mismatched}
+        return _rebuild, (type(self), self.args[0], lists)
+
+
+class PathError(PytreeckptError, KeyError):
+    """A path text cannot be parsed, or the checkpoint has nothing at that path."""
+
+
+class NotMappableError(PytreeckptError, ValueError):
+    """`mmap=True` was asked for, and an array is stored in a form that cannot be mapped."""
+
+
+class StorageError(PytreeckptError, OSError):
+    """The file system refused an operation; nothing was published, and the earlier checkpoint is intact."""
+
+
+class NotDurableError(StorageError):
+    """The checkpoint was published, but a later sync failed: whether it survives a power cut is unknown."""
+
+
+def _rebuild(cls: type[PytreeckptError], message: str, attributes: dict[str, object]) -> PytreeckptError:
+    return cls(message, **attributes)

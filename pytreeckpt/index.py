@@ -1,0 +1,138 @@
+"""The index as records, and its one encoding (sections 3 to 8 of the format)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+
+from pytreeckpt.dtypes import AnyDType, Descriptor
+from pytreeckpt.geometry import Box, Shape, grid, whole
+from pytreeckpt.nodes import Nodes
+
+CHUNKED: Final = 1
+HAS_AXES: Final = 2
+HAS_CUTS: Final = 4
+MAX_RANK: Final = 64
+FILES: Final = [["", 0, b""]]
+
+IntArray = np.ndarray[tuple[int, ...], np.dtype[Any]]
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayEntry:
+    """An array as the index tells it. `axes`, `cuts`: section 7; `chunk_counts`: per box, empty if the array is inline."""
+
+    dtype: int
+    shape: Shape
+    axes: Shape | None = None
+    cuts: tuple[Shape, ...] | None = None
+    chunk_counts: tuple[int, ...] = ()
+
+    @property
+    def stored_shape(self) -> Shape:
+        """The shape of the array transposed into stored order."""
+        return self.shape if self.axes is None else tuple(self.shape[axis] for axis in self.axes)
+
+    @property
+    def boxes(self) -> list[Box]:
+        """The boxes of the array in stored order."""
+        stored = self.stored_shape
+        return [whole(stored)] if self.cuts is None else list(grid(stored, self.cuts))
+
+
+@dataclass(frozen=True, slots=True)
+class Chunks:
+    """The chunk table: parallel columns, one entry per chunk. Offsets and lengths in bytes."""
+
+    offset: IntArray
+    stored: IntArray
+    raw: IntArray
+    codec: IntArray
+    check: bytes
+    digest: bytes
+
+    def __len__(self) -> int:
+        return len(self.offset)
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """All that a file tells of its tree. `dtypes` are numpy's; `inline` holds the bytes of the inline arrays."""
+
+    nodes: Nodes
+    dtypes: list[AnyDType]
+    descriptors: list[Descriptor]
+    arrays: list[ArrayEntry]
+    inline: bytes
+    chunks: Chunks
+    first_chunk: list[int]
+    inline_offset: list[int]
+
+    def nbytes(self, array: int) -> int:
+        """Bytes of an array in C order."""
+        entry = self.arrays[array]
+        return math.prod(entry.shape) * self.dtypes[entry.dtype].itemsize
+
+
+def pack(values: Sequence[int] | Sequence[float], dtype: str) -> bytes:
+    """A column: the values one after another, little-endian."""
+    return np.array(values, dtype).tobytes()
+
+
+def encode_index(
+    nodes: Nodes,
+    descriptors: Sequence[Descriptor],
+    arrays: Sequence[ArrayEntry],
+    inline: bytes,
+    chunks: Chunks,
+) -> bytes:
+    """The raw index."""
+    with_axes = [entry.axes for entry in arrays if entry.axes is not None]
+    with_cuts = [entry.cuts for entry in arrays if entry.cuts is not None]
+    layouts = [
+        (CHUNKED if entry.chunk_counts else 0)
+        | (HAS_AXES if entry.axes is not None else 0)
+        | (HAS_CUTS if entry.cuts is not None else 0)
+        for entry in arrays
+    ]
+    document = {
+        "nodes": {
+            "kinds": bytes(nodes.kinds),
+            "counts": pack(nodes.counts, "<u8"),
+            "ints": pack(nodes.ints, "<i8"),
+            "floats": pack(nodes.floats, "<f8"),
+            "strings": nodes.strings,
+            "bytes": nodes.blobs,
+            "objects": pack(nodes.objects, "<u4"),
+            "arrays": pack(nodes.arrays, "<u4"),
+        },
+        "types": [[int(type_.class_kind), type_.name, list(type_.fields)] for type_ in nodes.types],
+        "dtypes": list(descriptors),
+        "arrays": {
+            "dtype": pack([entry.dtype for entry in arrays], "<u4"),
+            "rank": bytes([len(entry.shape) for entry in arrays]),
+            "shape": pack([extent for entry in arrays for extent in entry.shape], "<u8"),
+            "layout": bytes(layouts),
+            "axes": bytes([axis for axes in with_axes for axis in axes]),
+            "cut_counts": pack([len(axis) for cuts in with_cuts for axis in cuts], "<u4"),
+            "cuts": pack([cut for cuts in with_cuts for axis in cuts for cut in axis], "<u8"),
+            "chunk_counts": pack([count for entry in arrays for count in entry.chunk_counts], "<u4"),
+        },
+        "inline": inline,
+        "chunks": {
+            "file": bytes(4 * len(chunks)),
+            "offset": chunks.offset.astype("<u8").tobytes(),
+            "stored": chunks.stored.astype("<u4").tobytes(),
+            "raw": chunks.raw.astype("<u4").tobytes(),
+            "codec": chunks.codec.astype("u1").tobytes(),
+            "check": chunks.check,
+            "digest": chunks.digest,
+        },
+        "files": FILES,
+    }
+    return msgpack.packb(document, use_bin_type=True)

@@ -1,0 +1,352 @@
+"""Raw bytes to `Index` (sections 3 to 8 of the format). Total: any bytes give an index of which every table is consistent,
+or an error with the broken rule.
+"""
+
+from __future__ import annotations
+
+import math
+from itertools import accumulate
+from typing import Any, Final
+
+import msgpack
+import numpy as np
+
+from pytreeckpt.codecs import codec_of
+from pytreeckpt.dtypes import AnyDType, parse
+from pytreeckpt.errors import CorruptionError, LimitError
+from pytreeckpt.geometry import Shape
+from pytreeckpt.index import CHUNKED, FILES, HAS_AXES, HAS_CUTS, MAX_RANK, ArrayEntry, Chunks, Index, IntArray
+from pytreeckpt.limits import Limits
+from pytreeckpt.nodes import SCALAR, Nodes, check_first_use, validate_nodes
+from pytreeckpt.objects import ClassKind, ObjectType, check_registered
+from pytreeckpt.wire import PREAMBLE_NBYTES, align
+
+_MAX_NBYTES: Final = 1 << 63
+
+_COLUMNS: Final = {
+    "kinds": "u1",
+    "counts": "<u8",
+    "ints": "<i8",
+    "floats": "<f8",
+    "objects": "<u4",
+    "arrays": "<u4",
+}
+_SCHEMA: Final[dict[str, Any]] = {
+    "nodes": {
+        **dict.fromkeys(("kinds", "counts", "ints", "floats"), bytes),
+        "strings": list,
+        "bytes": list,
+        "objects": bytes,
+        "arrays": bytes,
+    },
+    "types": list,
+    "dtypes": list,
+    "arrays": dict.fromkeys(("dtype", "rank", "shape", "layout", "axes", "cut_counts", "cuts", "chunk_counts"), bytes),
+    "inline": bytes,
+    "chunks": dict.fromkeys(("file", "offset", "stored", "raw", "codec", "check", "digest"), bytes),
+    "files": list,
+}
+
+
+def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
+    """The index of these raw bytes, with all that can be checked without chunks and without building the tree.
+
+    Raises `CorruptionError` (I-1 to C-6), `FormatVersionError` (C-2, D-1) and `LimitError`.
+    """
+    document = _unpack(raw)
+    _check_schema(document, _SCHEMA, "the index")
+    nodes = _decode_nodes(document["nodes"], document["types"])
+    if len(nodes.kinds) > limits.nodes:
+        raise LimitError(
+            f"the tree has {len(nodes.kinds)} nodes, more than the limit of {limits.nodes}; raise it with pytreeckpt.limits(nodes=…)"
+        )
+    descriptors = [_frozen(entry) for entry in document["dtypes"]]
+    dtypes = [parse(descriptor) for descriptor in descriptors]
+    arrays = _decode_arrays(document["arrays"], dtypes)
+    check_first_use([entry.dtype for entry in arrays], len(dtypes), rule="D-3", what="dtypes")
+    if len(set(descriptors)) != len(descriptors):
+        raise CorruptionError("the dtype table has an entry twice", rule="D-3")
+    inline_offset = _locate_inline(arrays, dtypes, len(document["inline"]))
+    validate_nodes(nodes, len(arrays))
+    _check_scalars(nodes, arrays)
+    if document["files"] != FILES:
+        raise CorruptionError("the file table is not the one entry for this file", rule="C-1")
+    chunks = _decode_chunks(document["chunks"])
+    first_chunk = _check_chunks(arrays, dtypes, chunks, index_offset, limits)
+    return Index(nodes, dtypes, descriptors, arrays, document["inline"], chunks, first_chunk, inline_offset)
+
+
+def _unpack(raw: bytes) -> Any:
+    try:
+        # One-shot, bounded by the input: nothing can declare more than there are bytes.
+        document = msgpack.unpackb(raw, strict_map_key=True, ext_hook=_no_extension, use_list=True)
+        again = msgpack.packb(document, use_bin_type=True)
+    except UnicodeError as error:
+        raise CorruptionError(f"the index has a text that is not UTF-8: {error}", rule="I-4") from None
+    except (
+        ValueError,
+        TypeError,
+        OverflowError,
+        RecursionError,
+        msgpack.exceptions.UnpackException,
+    ) as error:
+        raise CorruptionError(
+            f"the index is not one msgpack object: {type(error).__name__} {error}", rule="I-1"
+        ) from None
+    if again != raw:
+        raise CorruptionError("the index is not in its one shortest encoding", rule="I-1")
+    return document
+
+
+def _no_extension(code: int, _payload: bytes) -> object:
+    raise ValueError(f"extension type {code}")
+
+
+def _check_schema(value: Any, schema: dict[str, Any] | type, where: str) -> None:
+    if isinstance(schema, type):
+        if type(value) is not schema:
+            raise CorruptionError(f"{where} is a {type(value).__name__} instead of a {schema.__name__}", rule="I-2")
+        return
+    if type(value) is not dict or list(value) != list(schema):
+        raise CorruptionError(f"{where} is not a map of {', '.join(schema)}", rule="I-2")
+    for key, inner in schema.items():
+        _check_schema(value[key], inner, f"{where}/{key}")
+
+
+def _column(document: dict[str, bytes], name: str, dtype: str) -> IntArray:
+    buffer = document[name]
+    width = np.dtype(dtype).itemsize
+    if len(buffer) % width:
+        raise CorruptionError(f"column {name} of {len(buffer)} bytes has entries of {width}", rule="I-3")
+    return np.frombuffer(buffer, dtype)
+
+
+def _all_of(values: list[Any], cls: type, what: str) -> None:
+    if not all(type(value) is cls for value in values):
+        raise CorruptionError(f"{what} is not a list of {cls.__name__}", rule="I-2")
+
+
+def _decode_nodes(document: dict[str, Any], types: list[Any]) -> Nodes:
+    _all_of(document["strings"], str, "nodes/strings")
+    _all_of(document["bytes"], bytes, "nodes/bytes")
+    columns = {name: _column(document, name, dtype).tolist() for name, dtype in _COLUMNS.items() if name != "kinds"}
+    return Nodes(
+        kinds=bytearray(document["kinds"]),
+        strings=document["strings"],
+        blobs=document["bytes"],
+        types=_decode_types(types),
+        **columns,
+    )
+
+
+def _decode_types(entries: list[Any]) -> list[ObjectType]:
+    types = [_decode_type(entry) for entry in entries]
+    if len(set(types)) != len(types):
+        raise CorruptionError("the type table has an entry twice", rule="T-3")
+    return types
+
+
+def _decode_type(entry: Any) -> ObjectType:
+    match entry:
+        case [int(class_kind), str(name), [*fields]] if not isinstance(class_kind, bool):
+            _all_of(fields, str, "the fields of a type")
+        case _:
+            raise CorruptionError("an entry of the type table is not [class kind, name, fields]", rule="I-2")
+    if class_kind not in {kind.value for kind in ClassKind}:
+        raise CorruptionError(f"type {name!r} has the unknown class kind {class_kind}", rule="T-1")
+    kind = ClassKind(class_kind)
+    bad_enum = kind is ClassKind.ENUM and fields != ["name", "value"]
+    bad_wrapper = kind is ClassKind.WRAPPER and not fields
+    if len(set(fields)) != len(fields) or bad_enum or bad_wrapper or not name:
+        raise CorruptionError(f"type {name!r} has no name, or fields that its class kind cannot have", rule="T-2")
+    type_ = ObjectType(kind, name, tuple(fields))
+    check_registered(type_)
+    return type_
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+
+
+def _decode_arrays(document: dict[str, bytes], dtypes: list[AnyDType]) -> list[ArrayEntry]:
+    dtype_ids: list[int] = _column(document, "dtype", "<u4").tolist()
+    ranks = document["rank"]
+    layouts = document["layout"]
+    if not len(dtype_ids) == len(ranks) == len(layouts):
+        raise CorruptionError("the columns dtype, rank and layout of the array table differ in length", rule="I-3")
+    # A-1
+    if ranks and (max(ranks) > MAX_RANK or max(layouts) > CHUNKED + HAS_AXES + HAS_CUTS):
+        raise CorruptionError(f"an array has a rank of more than {MAX_RANK}, or an unknown layout bit", rule="A-1")
+    take_extents = _Taker(_column(document, "shape", "<u8").tolist())
+    take_axes = _Taker(list(document["axes"]))
+    take_cut_counts = _Taker(_column(document, "cut_counts", "<u4").tolist())
+    take_cuts = _Taker(_column(document, "cuts", "<u8").tolist())
+    take_counts = _Taker(_column(document, "chunk_counts", "<u4").tolist())
+    arrays: list[ArrayEntry] = []
+    for dtype_id, rank, layout in zip(dtype_ids, ranks, layouts, strict=True):
+        if dtype_id >= len(dtypes):
+            raise CorruptionError(f"an array has dtype {dtype_id} of {len(dtypes)}", rule="D-3")
+        shape = take_extents(rank)
+        axes = take_axes(rank) if layout & HAS_AXES else None
+        cuts = tuple(take_cuts(count) for count in take_cut_counts(rank)) if layout & HAS_CUTS else None
+        entry = ArrayEntry(dtype_id, shape, axes, cuts)
+        if layout or max(shape, default=0) >= 1 << 31:
+            _check_layout(entry, chunked=bool(layout & CHUNKED))
+        _check_size(entry, dtypes[dtype_id].itemsize, chunked=bool(layout & CHUNKED))
+        if layout & CHUNKED:
+            n_boxes = 1 if cuts is None else math.prod(len(axis) + 1 for axis in cuts)
+            entry = ArrayEntry(dtype_id, shape, axes, cuts, take_counts(n_boxes))
+        arrays.append(entry)
+    for take in (take_extents, take_axes, take_cut_counts, take_cuts, take_counts):
+        take.finish()
+    return arrays
+
+
+class _Taker:
+    """Takes the entries of a column one array after the other (A-6)."""
+
+    def __init__(self, column: list[int]) -> None:
+        self.column = column
+        self.at = 0
+
+    def __call__(self, count: int) -> Shape:
+        start = self.at
+        self.at += count
+        if self.at > len(self.column):
+            raise CorruptionError("a column of the array table is too short", rule="A-6")
+        return tuple(self.column[start : self.at])
+
+    def finish(self) -> None:
+        if self.at != len(self.column):
+            raise CorruptionError("a column of the array table is too long", rule="A-6")
+
+
+def _check_layout(entry: ArrayEntry, *, chunked: bool) -> None:
+    rank = len(entry.shape)
+    if entry.axes is not None and (sorted(entry.axes) != list(range(rank)) or list(entry.axes) == list(range(rank))):
+        raise CorruptionError(
+            f"the axes {entry.axes} of an array are not a permutation other than the identity", rule="A-2"
+        )
+    if entry.cuts is None:
+        return
+    for axis, extent in zip(entry.cuts, entry.stored_shape, strict=True):
+        if axis and (
+            axis[0] <= 0 or axis[-1] >= extent or any(low >= high for low, high in zip(axis, axis[1:], strict=False))
+        ):
+            raise CorruptionError(f"the cuts {axis} of an axis of {extent} are not ascending within it", rule="A-3")
+    if not chunked or not any(entry.cuts):
+        raise CorruptionError("an array without cuts, or not chunked, says that it has cuts", rule="A-3")
+
+
+def _check_size(entry: ArrayEntry, itemsize: int, *, chunked: bool) -> None:
+    n_items = math.prod(entry.shape)
+    if n_items * itemsize >= _MAX_NBYTES or n_items >= _MAX_NBYTES or max(entry.shape, default=0) >= _MAX_NBYTES:
+        raise CorruptionError(f"an array of shape {entry.shape} has 2^63 bytes or more", rule="A-4")
+    if n_items * itemsize == 0 and (chunked or entry.axes is not None):
+        raise CorruptionError("an array of zero bytes is chunked or has axes", rule="A-5")
+
+
+def _locate_inline(arrays: list[ArrayEntry], dtypes: list[AnyDType], inline_nbytes: int) -> list[int]:
+    sizes = [0 if entry.chunk_counts else math.prod(entry.shape) * dtypes[entry.dtype].itemsize for entry in arrays]
+    offsets = list(accumulate(sizes, initial=0))
+    if offsets.pop() != inline_nbytes:
+        raise CorruptionError(f"the inline arrays need {sum(sizes)} bytes, and there are {inline_nbytes}", rule="A-7")
+    return offsets
+
+
+def _check_scalars(nodes: Nodes, arrays: list[ArrayEntry]) -> None:
+    kinds = np.frombuffer(nodes.kinds, np.uint8)
+    of_scalar = kinds[(kinds == SCALAR) | (kinds == SCALAR - 1)] == SCALAR
+    if not of_scalar.any():
+        return
+    references = np.array(nodes.arrays, np.int64)
+    uses = np.bincount(references)
+    scalars = references[of_scalar]
+    if bool((uses[scalars] != 1).any()) or any(
+        arrays[scalar].shape or arrays[scalar].chunk_counts for scalar in scalars.tolist()
+    ):
+        raise CorruptionError("the array of a scalar has axes, is chunked, or is used elsewhere too", rule="N-11")
+
+
+def _decode_chunks(document: dict[str, bytes]) -> Chunks:
+    file = _column(document, "file", "<u4")
+    columns = {
+        name: _column(document, name, dtype)
+        for name, dtype in {"offset": "<u8", "stored": "<u4", "raw": "<u4", "codec": "u1"}.items()
+    }
+    lengths = {len(column) for column in columns.values()} | {len(file)}
+    if len(lengths) != 1 or len(document["check"]) != 8 * len(file) or len(document["digest"]) != 16 * len(file):
+        raise CorruptionError("the columns of the chunk table differ in length", rule="I-3")
+    if file.any():
+        raise CorruptionError("a chunk lies in another file", rule="C-1")
+    return Chunks(**columns, check=document["check"], digest=document["digest"])
+
+
+def _check_chunks(
+    arrays: list[ArrayEntry], dtypes: list[AnyDType], chunks: Chunks, index_offset: int, limits: Limits
+) -> list[int]:
+    """A-8 and C-2 to C-6; returns the first row of each array."""
+    counts = [sum(entry.chunk_counts) for entry in arrays]
+    first_chunk = list(accumulate(counts, initial=0))
+    if first_chunk.pop() != len(chunks) or any(0 in entry.chunk_counts for entry in arrays):
+        raise CorruptionError("the chunk counts of the arrays do not match the chunk table", rule="A-8")
+    if len(chunks) and int(chunks.raw.max()) > limits.chunk_nbytes:
+        raise LimitError(
+            f"a chunk has {int(chunks.raw.max())} raw bytes, more than the limit of {limits.chunk_nbytes}; raise it with "
+            "pytreeckpt.limits(chunk_nbytes=…)"
+        )
+    codecs = {number: codec_of(number) for number in np.unique(chunks.codec).tolist()}
+    raw: list[int] = chunks.raw.tolist()
+    stored: list[int] = chunks.stored.tolist()
+    numbers: list[int] = chunks.codec.tolist()
+    row = 0
+    for entry in arrays:
+        if not entry.chunk_counts:
+            continue
+        itemsize = dtypes[entry.dtype].itemsize
+        for box, count in zip(entry.boxes, entry.chunk_counts, strict=True):
+            end = row + count
+            if sum(raw[row:end]) != math.prod(box.shape) * itemsize or any(not n or n % itemsize for n in raw[row:end]):
+                raise CorruptionError(
+                    f"chunks {row} to {end - 1} do not make up their box of shape {box.shape}", rule="C-3"
+                )
+            for at in range(row, end):
+                if not codecs[numbers[at]].stored_fits(stored[at], raw[at], itemsize):
+                    raise CorruptionError(
+                        f"chunk {at} has {stored[at]} stored bytes for {raw[at]} raw ones", rule="C-4"
+                    )
+            row = end
+    _check_ranges(chunks, index_offset)
+    return first_chunk
+
+
+def _check_ranges(chunks: Chunks, index_offset: int) -> None:
+    checks = np.frombuffer(chunks.check, "V8")
+    raw_rows = np.flatnonzero(chunks.codec == 0)
+    if not np.array_equal(checks[raw_rows], np.frombuffer(chunks.digest, "V8")[::2][raw_rows]):
+        raise CorruptionError("the check of a raw chunk is not the beginning of its digest", rule="C-5")
+    # C-6, on the rows that are not repetitions.
+    due = PREAMBLE_NBYTES
+    offsets: list[int] = chunks.offset.tolist()
+    stored: list[int] = chunks.stored.tolist()
+    first_at: dict[int, int] = {}
+    for row, offset in enumerate(offsets):
+        first = first_at.setdefault(offset, row)
+        if first == row:
+            if offset != due:
+                raise CorruptionError(f"chunk {row} is at {offset} instead of {due}", rule="C-6")
+            due = align(offset + stored[row])
+        elif _row(chunks, first) != _row(chunks, row):
+            raise CorruptionError(f"chunks {first} and {row} are at the same offset and differ", rule="C-6")
+    if due != index_offset:
+        raise CorruptionError(f"the chunks end at {due} and the index begins at {index_offset}", rule="C-6")
+
+
+def _row(chunks: Chunks, row: int) -> tuple[object, ...]:
+    return (
+        int(chunks.stored[row]),
+        int(chunks.raw[row]),
+        int(chunks.codec[row]),
+        chunks.check[8 * row : 8 * row + 8],
+        chunks.digest[16 * row : 16 * row + 16],
+    )

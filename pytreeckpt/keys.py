@@ -1,0 +1,71 @@
+"""Dict keys and set elements: which values may be one, and their order (the key strings of section 4)."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable
+
+from pytreeckpt import nodes as n
+
+PLAIN_KEY_TYPES = frozenset({str, int, bool, float, bytes, type(None)})
+PLAIN_ELEMENT_TYPES = PLAIN_KEY_TYPES | {complex, type(...)}
+
+
+def is_key(value: object) -> bool:
+    """Whether `value` may be a dict key: a plain value or a tuple of keys, by exact type."""
+    return _made_of(value, PLAIN_KEY_TYPES, (tuple,))
+
+
+def is_element(value: object) -> bool:
+    """Whether `value` may be an element of a set."""
+    return _made_of(value, PLAIN_ELEMENT_TYPES, (tuple, frozenset))
+
+
+def _made_of(value: object, plain: frozenset[type], nested: tuple[type, ...]) -> bool:
+    pending = [value]
+    while pending:
+        item = pending.pop()
+        if type(item) in plain:
+            continue
+        if type(item) not in nested:
+            return False
+        pending.extend(item)  # type: ignore[arg-type]  # a tuple or frozenset
+    return True
+
+
+def key_string(value: object) -> bytes:
+    """The key string K of a key or element: injective on values, and the order of elements in a set."""
+    match value:
+        case None | bool():
+            return _framed({None: n.NONE, False: n.FALSE, True: n.TRUE}[value], b"")
+        case int() if n.MIN_INT <= value <= n.MAX_INT:
+            return _framed(n.INT, struct.pack("<q", value))
+        case int():
+            return _framed(n.BIGINT, bigint_bytes(value))
+        case float():
+            return _framed(n.FLOAT, struct.pack("<d", value))
+        case complex():
+            return _framed(n.COMPLEX, struct.pack("<dd", value.real, value.imag))
+        case str():
+            return _framed(n.STR, value.encode())
+        case bytes():
+            return _framed(n.BYTES, value)
+        case tuple():
+            return _framed(n.TUPLE, b"".join(map(key_string, value)))
+        case frozenset():
+            return _framed(n.FROZENSET, b"".join(sorted(map(key_string, value))))
+    return _framed(n.ELLIPSIS, b"")
+
+
+def sorted_elements(elements: Iterable[object]) -> list[object]:
+    """The elements of a set in the order in which they are stored."""
+    return sorted(elements, key=key_string)
+
+
+def bigint_bytes(value: int) -> bytes:
+    """The shortest two's complement little-endian form."""
+    return value.to_bytes((value if value >= 0 else ~value).bit_length() // 8 + 1, "little", signed=True)
+
+
+def _framed(kind: int, payload: bytes) -> bytes:
+    return struct.pack("<BQ", kind, len(payload)) + payload

@@ -1,0 +1,142 @@
+"""A checkpoint held against a template: which stored leaf goes where, and what does not fit."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pytreeckpt import nodes as n
+from pytreeckpt.arrays import AnyArray
+from pytreeckpt.build import Builder
+from pytreeckpt.navigation import descend
+from pytreeckpt.nodes import Visit
+from pytreeckpt.objects import class_name
+from pytreeckpt.paths import Path
+from pytreeckpt.references import ArrayRef
+from pytreeckpt.template import Leaf, Template, is_number, match_path, mismatch, number_for, take_apart
+
+if TYPE_CHECKING:
+    from pytreeckpt.checkpoint import Checkpoint
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """For each leaf of a template, the stored array (by number) or the stored value that goes there, or neither."""
+
+    template: Template
+    sources: list[int | _Value | None]
+
+    @property
+    def arrays(self) -> list[int]:
+        """The numbers of the arrays that are needed."""
+        return sorted({source for source in self.sources if isinstance(source, int)})
+
+    def place(self, arrays: dict[int, AnyArray]) -> Any:
+        """The template's structure with the stored leaves; where there is none, the template's own."""
+        placed: dict[tuple[int, int], object] = {}
+        taken: set[int] = set()
+        values: list[object] = []
+        for leaf, source in zip(self.template.leaves, self.sources, strict=True):
+            if source is None:
+                values.append(leaf.value)
+            elif isinstance(source, _Value):
+                values.append(source.value)
+            elif leaf.wanted is None:
+                values.append(number_for(leaf.value, arrays[source]))
+            else:
+                key = (source, id(leaf.value))
+                if key not in placed:
+                    # A leaf may keep its array, so one that goes to several leaves is copied for all but the first.
+                    array = arrays[source].copy("K") if source in taken else arrays[source]
+                    taken.add(source)
+                    placed[key] = leaf.wanted.place(array)
+                values.append(placed[key])
+        return self.template.rebuild(values)
+
+
+@dataclass(frozen=True, slots=True)
+class _Value:
+    value: object
+
+
+def match_template(
+    checkpoint: Checkpoint,
+    like: object,
+    builder: Builder,
+    visits: Sequence[Visit],
+    *,
+    strict: bool,
+    partial: bool,
+) -> Match:
+    """Match the stored leaves `visits` with those of the template `like`, by path.
+
+    `partial`: the checkpoint was asked for a selection, so leaves of the template may keep their values. Raises one
+    `StructureMismatchError` for all that does not fit.
+    """
+    template = take_apart(like)
+    for leaf in template.leaves:
+        if isinstance(leaf.value, Enum):
+            builder.classes.setdefault(class_name(type(leaf.value)), type(leaf.value))
+    _, tree = checkpoint.lazy_tree(builder)
+    stored = {match_path(visit.path): visit for visit in visits}
+    missing: list[str] = []
+    mismatched: list[str] = []
+    sources: list[int | _Value | None] = []
+    for leaf in template.leaves:
+        visit = stored.pop(match_path(leaf.path), None)
+        source: int | _Value | None = None
+        if visit is None:
+            if not partial:
+                missing.append(str(leaf.path))
+        else:
+            value = checkpoint.leaf(visit) if visit.kind in {n.ARRAY, n.SCALAR} else descend(tree, Path(visit.path))
+            try:
+                source = _source(leaf, value)
+            except ValueError as problem:
+                mismatched.append(f"{leaf.path or 'the root'}: {problem}")
+        sources.append(source)
+    unexpected = [str(Path(visit.path)) for visit in stored.values()]
+    if mismatched or (strict and (missing or unexpected)):
+        raise mismatch(missing, unexpected, mismatched, template=[str(leaf.path) for leaf in template.leaves])
+    return Match(template, sources)
+
+
+def _source(leaf: Leaf, value: object) -> int | _Value:
+    """What goes to this leaf. Raises `ValueError` that says how it does not fit."""
+    wanted = leaf.wanted
+    if isinstance(value, ArrayRef):
+        return _array_source(leaf, value)
+    if wanted is not None:
+        if wanted.shape or not is_number(value):
+            raise ValueError(
+                f"the template has {wanted.dtype}{list(wanted.shape)}, the checkpoint a {type(value).__name__}"
+            )
+        number = number_for(np.zeros((), wanted.dtype)[()], value)
+        return _Value(wanted.place(np.asarray(number, wanted.dtype)))
+    if type(value) is type(leaf.value):
+        return _Value(value)
+    if is_number(leaf.value) and is_number(value):
+        return _Value(number_for(leaf.value, value))
+    raise ValueError(f"the template has a {type(leaf.value).__name__}, the checkpoint a {type(value).__name__}")
+
+
+def _array_source(leaf: Leaf, ref: ArrayRef) -> int | _Value:
+    if leaf.wanted is None:
+        if ref.shape or not is_number(leaf.value):
+            raise ValueError(
+                f"the template has a {type(leaf.value).__name__}, the checkpoint {ref.dtype}{list(ref.shape)}"
+            )
+        return _Value(number_for(leaf.value, np.asarray(ref)))
+    if (ref.shape, ref.dtype) != (leaf.wanted.shape, leaf.wanted.dtype):
+        raise ValueError(
+            f"the template has {leaf.wanted.dtype}{list(leaf.wanted.shape)}, the checkpoint {ref.dtype}{list(ref.shape)}"
+        )
+    names = ref.type.fields[1:] if ref.type is not None else ()
+    problem = leaf.wanted.refuse(ref.type, dict(zip(names, ref.attributes, strict=True)))
+    if problem is not None:
+        raise ValueError(problem)
+    return ref.array

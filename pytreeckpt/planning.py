@@ -1,0 +1,204 @@
+"""A save as a value: the tree as nodes, arrays and chunks, and the bytes of the file as a stream.
+
+`plan_save` decides everything but the stored sizes; `stream` encodes chunk after chunk and gives the pieces of the file in
+order. Neither opens a file, so a checkpoint in memory and one on disk are the same thing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import numpy as np
+
+from pytreeckpt import codecs, zstd
+from pytreeckpt.arrays import AnyArray, ArraySource, source_of, stored_order
+from pytreeckpt.codecs import Compression, encode_chunk
+from pytreeckpt.dtypes import Descriptor, describe, has_padding
+from pytreeckpt.errors import LimitError
+from pytreeckpt.flatten import FlatTree
+from pytreeckpt.geometry import Box, grid, whole
+from pytreeckpt.index import ArrayEntry, Chunks, encode_index
+from pytreeckpt.limits import Limits
+from pytreeckpt.nodes import Nodes
+from pytreeckpt.wire import (
+    FOOTER_NBYTES,
+    PREAMBLE_NBYTES,
+    Buffer,
+    Footer,
+    align,
+    encode_footer,
+    encode_preamble,
+    padding,
+    sha256,
+    xxh64,
+    xxh128,
+)
+
+CHUNK_NBYTES = 2 << 20
+"""Raw bytes of a chunk: few enough that a worker's buffers stay in cache, enough that a chunk's fixed cost is small."""
+INLINE_NBYTES = 256
+"""Arrays of at most this many bytes live in the index, as long as all of them take no more than `MAX_INLINE_NBYTES`."""
+MAX_INLINE_NBYTES = 64 << 20
+_INDEX_LEVEL = 3
+
+
+class ChunkTask(NamedTuple):
+    """Items `start` to `stop` of a box of an array, to be stored as one chunk."""
+
+    source: ArraySource
+    box: int
+    start: int
+    stop: int
+
+
+class EncodedChunk(NamedTuple):
+    """A chunk as it is stored."""
+
+    payload: Buffer
+    raw_nbytes: int
+    codec: int
+    check: bytes
+    digest: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class SavePlan:
+    """What will be stored: the node stream, the tables that are known before encoding, and the chunks to encode."""
+
+    nodes: Nodes
+    descriptors: list[Descriptor]
+    arrays: list[ArrayEntry]
+    inline: bytes
+    tasks: list[ChunkTask]
+    limits: Limits
+
+    @property
+    def raw_nbytes(self) -> int:
+        """Bytes of all chunked arrays."""
+        return sum((task.stop - task.start) * task.source.dtype.itemsize for task in self.tasks)
+
+
+@dataclass(frozen=True, slots=True)
+class Written:
+    """What a stream of pieces came to, known at its end. Sizes in bytes."""
+
+    file_nbytes: int
+    raw_nbytes: int
+    stored_nbytes: int
+    n_chunks: int
+    root: str
+
+
+def plan_save(flat: FlatTree, limits: Limits) -> SavePlan:
+    """Lay out the arrays of a flat tree: inline or cut into chunks of `CHUNK_NBYTES`."""
+    descriptors: list[Descriptor] = []
+    dtype_ids: dict[Descriptor, int] = {}
+    entries: list[ArrayEntry] = []
+    inline: list[bytes] = []
+    inline_nbytes = 0
+    tasks: list[ChunkTask] = []
+    for array in flat.arrays:
+        descriptor = describe(array.dtype)
+        dtype_id = dtype_ids.setdefault(descriptor, len(descriptors))
+        if dtype_id == len(descriptors):
+            descriptors.append(descriptor)
+        nbytes = array.nbytes
+        if nbytes <= INLINE_NBYTES and inline_nbytes + nbytes <= MAX_INLINE_NBYTES:
+            entry, raw = _inline(array, dtype_id)
+            inline.append(raw)
+            inline_nbytes += nbytes
+        else:
+            entry, of_array = _cut(array if isinstance(array, ArraySource) else source_of(array), dtype_id)
+            tasks += of_array
+        entries.append(entry)
+    return SavePlan(flat.nodes, descriptors, entries, b"".join(inline), tasks, limits)
+
+
+def _inline(array: AnyArray | ArraySource, dtype_id: int) -> tuple[ArrayEntry, bytes]:
+    if isinstance(array, ArraySource):
+        axes = array.axes if array.nbytes else None
+        stored = np.zeros([array.shape[axis] for axis in axes] if axes else array.shape, array.dtype)
+        for box, read in zip(_boxes(array), array.boxes, strict=True):
+            stored[box.slices] = read(0, math.prod(box.shape)).reshape(box.shape)
+        return ArrayEntry(dtype_id, array.shape, axes), stored.tobytes()
+    if has_padding(array.dtype):
+        return _inline(source_of(array), dtype_id)
+    stored, axes = stored_order(array)
+    return ArrayEntry(dtype_id, array.shape, axes), stored.tobytes()
+
+
+def _boxes(source: ArraySource) -> list[Box]:
+    stored = source.shape if source.axes is None else tuple(source.shape[axis] for axis in source.axes)
+    return [whole(stored)] if source.cuts is None else list(grid(stored, source.cuts))
+
+
+def _cut(source: ArraySource, dtype_id: int) -> tuple[ArrayEntry, list[ChunkTask]]:
+    per_chunk = max(1, CHUNK_NBYTES // source.dtype.itemsize)
+    tasks: list[ChunkTask] = []
+    counts: list[int] = []
+    for number, box in enumerate(_boxes(source)):
+        n_items = math.prod(box.shape)
+        counts.append(-(-n_items // per_chunk))
+        tasks += [ChunkTask(source, number, at, min(at + per_chunk, n_items)) for at in range(0, n_items, per_chunk)]
+    cuts = None if source.cuts is None else tuple(tuple(axis) for axis in source.cuts)
+    return ArrayEntry(dtype_id, source.shape, source.axes, cuts, tuple(counts)), tasks
+
+
+def encode_task(task: ChunkTask, compression: Compression) -> EncodedChunk:
+    """Stage, compress and digest one chunk. Safe to call from several threads, and deterministic."""
+    items = task.source.boxes[task.box](task.start, task.stop)
+    raw = memoryview(items.view(np.uint8))
+    codec, payload = encode_chunk(raw, task.source.dtype.itemsize, compression)
+    digest = xxh128(raw)
+    # C-5: one hash is enough for a raw chunk.
+    check = digest[:8] if codec is codecs.RAW else xxh64(payload)
+    return EncodedChunk(payload, len(raw), codec.number, check, digest)
+
+
+EncodeAll = Callable[[Callable[[ChunkTask], EncodedChunk], Iterable[ChunkTask]], Iterable[EncodedChunk]]
+"""How tasks are encoded: `map`, or something that does the same in threads, in order."""
+
+
+def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map) -> Generator[Buffer, None, Written]:
+    """The pieces of the file, in order. The generator's return value is a `Written`."""
+    yield encode_preamble()
+    at = PREAMBLE_NBYTES
+    rows: list[tuple[int, int, int, int]] = []
+    checks: list[bytes] = []
+    digests: list[bytes] = []
+    for chunk in encode_all(lambda task: encode_task(task, compression), plan.tasks):
+        stored_nbytes = len(chunk.payload)
+        rows.append((at, stored_nbytes, chunk.raw_nbytes, chunk.codec))
+        checks.append(chunk.check)
+        digests.append(chunk.digest)
+        yield chunk.payload
+        if stored_nbytes % 64:
+            yield padding(stored_nbytes)
+        at = align(at + stored_nbytes)
+    table = np.array(rows, np.int64).reshape(-1, 4)
+    chunks = Chunks(*table.T, check=b"".join(checks), digest=b"".join(digests))
+    raw_index = encode_index(plan.nodes, plan.descriptors, plan.arrays, plan.inline, chunks)
+    if len(raw_index) > plan.limits.index_nbytes:
+        raise LimitError(
+            f"the index has {len(raw_index)} bytes, more than the limit of {plan.limits.index_nbytes}: the tree has very many or "
+            "very long names or values; raise it with pytreeckpt.limits(index_nbytes=…), for reading too"
+        )
+    compressed = zstd.compress(raw_index, _INDEX_LEVEL)
+    codec, stored = (codecs.ZSTD, compressed) if len(compressed) < len(raw_index) else (codecs.RAW, raw_index)
+    root = sha256(raw_index)
+    file_nbytes = at + align(len(stored)) + FOOTER_NBYTES
+    footer = Footer(at, len(stored), len(raw_index), codec.number, xxh128(stored), root, file_nbytes)
+    yield stored
+    yield padding(len(stored))
+    yield encode_footer(footer)
+    stored_total = int(table[:, 1].sum()) if rows else 0
+    return Written(
+        file_nbytes,
+        plan.raw_nbytes + len(plan.inline),
+        stored_total + len(plan.inline),
+        len(rows),
+        root.hex(),
+    )

@@ -1,0 +1,231 @@
+"""Reading what an index describes, given only a way to read ranges: chunks, whole arrays, regions. No I/O of its own."""
+
+from __future__ import annotations
+
+import math
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import Protocol
+
+import numpy as np
+
+from pytreeckpt import zstd
+from pytreeckpt.arrays import AnyArray
+from pytreeckpt.codecs import CODECS, RAW
+from pytreeckpt.errors import CorruptionError, LimitError
+from pytreeckpt.geometry import Box, covering_ranges, runs, whole
+from pytreeckpt.index import ArrayEntry, Index
+from pytreeckpt.index_decoding import decode_index
+from pytreeckpt.limits import Limits
+from pytreeckpt.wire import (
+    FOOTER_NBYTES,
+    PREAMBLE_NBYTES,
+    Footer,
+    align,
+    check_preamble,
+    decode_footer,
+    sha256,
+    xxh64,
+    xxh128,
+)
+
+
+class RangedSource(Protocol):
+    """Bytes that can be read at any offset, from several threads at once."""
+
+    @property
+    def nbytes(self) -> int:
+        """The length of the whole."""
+        ...
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Fill the buffers, one after the other, with the bytes from `offset` on, or raise `CorruptionError` at the end of the data."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class BytesSource:
+    """A checkpoint in memory."""
+
+    data: memoryview
+
+    @property
+    def nbytes(self) -> int:
+        """The length of the whole."""
+        return len(self.data)
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Copy from the memory."""
+        for buffer in buffers:
+            buffer[:] = self.data[offset : offset + len(buffer)]
+            offset += len(buffer)
+
+
+def read(source: RangedSource, offset: int, nbytes: int) -> bytearray:
+    """`nbytes` bytes from `offset` on."""
+    buffer = bytearray(nbytes)
+    source.read_into(offset, [memoryview(buffer)])
+    return buffer
+
+
+def read_footer(source: RangedSource) -> Footer:
+    """Check preamble and footer (F-1 to F-10)."""
+    preamble = bytes(read(source, 0, min(PREAMBLE_NBYTES, source.nbytes)))
+    check_preamble(preamble)
+    footer = (
+        bytes(read(source, source.nbytes - FOOTER_NBYTES, FOOTER_NBYTES)) if source.nbytes >= FOOTER_NBYTES else b""
+    )
+    return decode_footer(preamble, footer, source.nbytes)
+
+
+def read_index(source: RangedSource, footer: Footer, limits: Limits) -> Index:
+    """Read and check the index (F-11 to C-6)."""
+    if footer.index_raw_nbytes > limits.index_nbytes:
+        raise LimitError(
+            f"the index has {footer.index_raw_nbytes} bytes, more than the limit of {limits.index_nbytes}; raise it with "
+            "pytreeckpt.limits(index_nbytes=…)"
+        )
+    stored_nbytes = footer.index_stored_nbytes
+    buffer = read(source, footer.index_offset, align(stored_nbytes))
+    stored = memoryview(buffer)[:stored_nbytes]
+    if xxh128(stored) != footer.index_digest:
+        raise CorruptionError("the index is damaged: its digest does not match", rule="F-11")
+    if any(buffer[stored_nbytes:]):
+        raise CorruptionError("the bytes between the index and the footer are not zero", rule="F-12")
+    raw = bytes(stored) if footer.index_codec == RAW.number else zstd.decompress(stored, footer.index_raw_nbytes)
+    if sha256(raw) != footer.root:
+        raise CorruptionError("the index is damaged: its SHA-256 is not the root", rule="F-14")
+    return decode_index(raw, index_offset=footer.index_offset, limits=limits)
+
+
+def read_chunk(
+    source: RangedSource, index: Index, row: int, itemsize: int, out: memoryview, *, verify: bool = True
+) -> None:
+    """Read, check and decode one chunk into `out`, which has exactly its raw length (C-7 to C-10).
+
+    Without `verify` neither check nor digest is computed; what decoding itself finds is still an error.
+    """
+    chunks = index.chunks
+    offset, stored_nbytes = int(chunks.offset[row]), int(chunks.stored[row])
+    codec = CODECS[int(chunks.codec[row])]
+    gap = bytearray(align(stored_nbytes) - stored_nbytes)
+    stored = out if codec is RAW else memoryview(bytearray(stored_nbytes))
+    source.read_into(offset, [stored, memoryview(gap)] if gap else [stored])
+    if any(gap):
+        raise CorruptionError("the bytes after the chunk are not zero", rule="C-7")
+    if codec is not RAW:
+        if verify and xxh64(stored) != chunks.check[8 * row : 8 * row + 8]:
+            raise CorruptionError("the stored bytes are damaged: their check does not match", rule="C-8")
+        codec.decode(stored, out, itemsize)
+    if verify and xxh128(out) != chunks.digest[16 * row : 16 * row + 16]:
+        raise CorruptionError("digest mismatch", rule="C-8" if codec is RAW else "C-10")
+
+
+def empty_stored(index: Index, array: int) -> AnyArray:
+    """A new array in stored order for an array of the index."""
+    entry = index.arrays[array]
+    return allocate(entry.stored_shape, index, entry)
+
+
+def allocate(shape: tuple[int, ...], index: Index, entry: ArrayEntry) -> AnyArray:
+    """A new C-ordered array of the entry's dtype."""
+    dtype = index.dtypes[entry.dtype]
+    try:
+        return np.ndarray(shape, dtype)
+    except (MemoryError, ValueError) as error:
+        nbytes = math.prod(shape) * dtype.itemsize
+        raise LimitError(f"an array of shape {shape} and dtype {dtype} needs {nbytes} bytes: {error}") from None
+
+
+def as_logical(stored: AnyArray, entry: ArrayEntry) -> AnyArray:
+    """The array itself, from its stored order."""
+    return stored if entry.axes is None else stored.transpose(np.argsort(entry.axes))
+
+
+def inline_array(index: Index, array: int) -> AnyArray:
+    """A copy of an inline array, in stored order."""
+    stored = empty_stored(index, array)
+    start = index.inline_offset[array]
+    flat_bytes(stored)[:] = memoryview(index.inline)[start : start + stored.nbytes]
+    return stored
+
+
+def flat_bytes(array: AnyArray) -> memoryview:
+    """The memory of a C-contiguous array as bytes."""
+    if array.nbytes == 0:
+        return memoryview(bytearray())
+    return memoryview(array.reshape(-1).view(np.uint8))
+
+
+@dataclass(frozen=True, slots=True)
+class ChunkRead:
+    """One chunk to be read for an array: its row, its box, and the items of that box that it holds."""
+
+    row: int
+    box: Box
+    start: int
+    stop: int
+
+
+def chunk_reads(index: Index, array: int, region: Box | None = None) -> list[ChunkRead]:
+    """The chunks of a chunked array that hold items of `region`, in stored order; all of them without one."""
+    entry = index.arrays[array]
+    itemsize = index.dtypes[entry.dtype].itemsize
+    reads: list[ChunkRead] = []
+    row = index.first_chunk[array]
+    for box, count in zip(entry.boxes, entry.chunk_counts, strict=True):
+        common = box if region is None else box.intersect(region)
+        if common is not None:
+            raw = index.chunks.raw[row : row + count].tolist()
+            ends = [0, *accumulate(nbytes // itemsize for nbytes in raw)]
+            reads += [ChunkRead(row + place, box, ends[place], ends[place + 1]) for place in _places(box, common, ends)]
+        row += count
+    return reads
+
+
+def _places(box: Box, common: Box, ends: list[int]) -> list[int]:
+    """Which chunks of a box, ending at these items, hold items of `common`."""
+    n_chunks = len(ends) - 1
+    if common == box or n_chunks == 1:
+        return list(range(n_chunks))
+    smallest = min(high - low for low, high in zip(ends, ends[1:], strict=False))
+    places: set[int] = set()
+    for low, high in covering_ranges(box.shape, common.relative_to(box.offset), smallest):
+        places.update(range(bisect_right(ends, low) - 1, bisect_right(ends, high - 1)))
+    return sorted(places)
+
+
+def read_into_region(
+    source: RangedSource,
+    index: Index,
+    array: int,
+    read_: ChunkRead,
+    region: Box,
+    out: AnyArray,
+    *,
+    verify: bool,
+) -> None:
+    """Read one chunk and put what of it lies in `region` into `out`, which is that region of the array in stored order."""
+    itemsize = index.dtypes[index.arrays[array].dtype].itemsize
+    n_items = read_.stop - read_.start
+    if out.flags.c_contiguous and read_.box == region:
+        # The items of this chunk are one run of the memory of `out`: no second copy.
+        view = flat_bytes(out)[read_.start * itemsize : read_.stop * itemsize]
+        read_chunk(source, index, read_.row, itemsize, view, verify=verify)
+        return
+    buffer = bytearray(n_items * itemsize)
+    read_chunk(source, index, read_.row, itemsize, memoryview(buffer), verify=verify)
+    items = np.frombuffer(buffer, np.uint8).view(out.dtype) if itemsize else out
+    for run in runs(read_.box.shape, read_.start, read_.stop):
+        part = Box(tuple(map(sum, zip(run.box.offset, read_.box.offset, strict=True))), run.box.shape)
+        common = part.intersect(region)
+        if common is not None:
+            values = items[run.start : run.start + math.prod(run.box.shape)].reshape(run.box.shape)
+            out[common.relative_to(region.offset).slices] = values[common.relative_to(part.offset).slices]
+
+
+def whole_region(index: Index, array: int) -> Box:
+    """The region of a whole array in stored order."""
+    return whole(index.arrays[array].stored_shape)

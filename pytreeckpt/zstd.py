@@ -1,0 +1,74 @@
+"""zstd, from the standard library or its backport, and the strict reading of one frame (rules Z-1 to Z-5)."""
+
+from __future__ import annotations
+
+import sys
+
+from pytreeckpt.errors import CorruptionError
+
+if sys.version_info >= (3, 14):
+    from compression import zstd as _zstd
+else:
+    from backports import zstd as _zstd
+
+_FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
+_MAX_WINDOW_LOG = 23
+
+Buffer = bytes | bytearray | memoryview
+
+
+def compress(raw: Buffer, level: int) -> bytes:
+    """One frame of `raw` that declares its content size and needs a window of at most 8 MiB."""
+    options: dict[int, int] = {
+        _zstd.CompressionParameter.compression_level: level,
+        _zstd.CompressionParameter.content_size_flag: 1,
+    }
+    if len(raw) > 1 << _MAX_WINDOW_LOG:
+        options[_zstd.CompressionParameter.window_log] = _MAX_WINDOW_LOG
+    compressor = _zstd.ZstdCompressor(options=options)
+    compressor.set_pledged_input_size(len(raw))
+    return compressor.compress(raw, compressor.FLUSH_FRAME)
+
+
+def decompress(stored: Buffer, raw_nbytes: int) -> bytes:
+    """The content of the one frame that `stored` must be, of exactly `raw_nbytes` bytes.
+
+    Allocates no more than `raw_nbytes` and what a window of 8 MiB takes. Raises `CorruptionError` (Z-1 to Z-5).
+    """
+    # Z-1: skippable frames and legacy formats begin with another magic.
+    if bytes(stored[:4]) != _FRAME_MAGIC:
+        raise CorruptionError("the stored bytes are not a zstd frame", rule="Z-1")
+    try:
+        info = _zstd.get_frame_info(stored)
+    except _zstd.ZstdError as error:
+        raise CorruptionError(f"the header of the zstd frame cannot be read: {error}", rule="Z-5") from None
+    # Z-2, Z-3
+    if info.decompressed_size != raw_nbytes:
+        raise CorruptionError(
+            f"the zstd frame declares {info.decompressed_size} bytes and {raw_nbytes} are due", rule="Z-2"
+        )
+    if info.dictionary_id:
+        raise CorruptionError("the zstd frame asks for a dictionary", rule="Z-3")
+    # Z-4
+    if _window_nbytes(stored, raw_nbytes) > 1 << _MAX_WINDOW_LOG:
+        raise CorruptionError("the zstd frame needs a window of more than 8 MiB", rule="Z-4")
+    # Z-5
+    decompressor = _zstd.ZstdDecompressor(options={_zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
+    try:
+        # One byte more than is due, so that the decoder reaches the end of the frame.
+        raw = decompressor.decompress(stored, max_length=raw_nbytes + 1)
+    except _zstd.ZstdError as error:
+        raise CorruptionError(f"the zstd frame cannot be decoded: {error}", rule="Z-5") from None
+    if len(raw) != raw_nbytes or not decompressor.eof or decompressor.unused_data:
+        raise CorruptionError("the stored bytes are not exactly one whole zstd frame", rule="Z-5")
+    return raw
+
+
+def _window_nbytes(frame: Buffer, content_nbytes: int) -> int:
+    """The window size that a frame header asks for (RFC 8878, section 3.1.1.1)."""
+    descriptor = frame[4]
+    if descriptor & 0x20:  # single segment: the content is the window
+        return content_nbytes
+    exponent, mantissa = divmod(frame[5], 8)
+    base = 1 << (10 + exponent)
+    return base + base // 8 * mantissa
