@@ -11,7 +11,7 @@ Importing this package imports no framework.
 from pytreeckpt.adapters import Adapter, LeafTemplate, register_adapter
 from pytreeckpt.api import Problem, SaveReport, VerifyReport, decode, encode, open, restore, save, verify
 from pytreeckpt.arrays import ArraySource, source_of
-from pytreeckpt.checkpoint import ArrayRef, Checkpoint
+from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
@@ -32,6 +32,7 @@ from pytreeckpt.limits import Limits, current_limits, limits
 from pytreeckpt.objects import ClassKind, Expansion, NamedTupleRecord, ObjectType, Record
 from pytreeckpt.paths import DictKey, Field, Index, Path
 from pytreeckpt.pipeline import Progress
+from pytreeckpt.references import ArrayRef
 from pytreeckpt.unflatten import UNSELECTED
 
 __version__ = "0.1.0"

@@ -28,8 +28,8 @@ class LeafTemplate:
     """What an array leaf of a template (`like=`) asks for.
 
     `shape` and `dtype` are those of the array as it is stored; `place` makes the leaf from a fresh numpy array that the
-    leaf may keep. `refuse(type, attributes)`, if given, is asked with the stored object type (None for a plain array) and
-    its attributes, and returns what is wrong with them, or None.
+    leaf may keep. `refuse(type, attributes)`, if given, is asked with the stored object type (None for a plain
+    array) and its attributes, and returns what is wrong with them, or None.
     """
 
     shape: Shape
@@ -43,11 +43,14 @@ class Adapter:
     """A framework's objects, to the tree model and back. Each function is pure; none keeps state.
 
     `framework`: the top-level module; the names of its object types begin with it and a dot.
-    `expand(value)`: an array of the framework as `ArraySource`, another of its objects as `Expansion`, None for what is not its own.
-    `build(name, fields)`: the object of a type that `expand` gave, from its fields. An array field is a numpy array or, when
-    everything is converted to this framework, already one of its arrays. Raises `ValueError` or `TypeError` for values that make no sense.
-    `from_array(array)`: a numpy array, not shared with anyone, as the framework's own; `UnsupportedTypeError` for a dtype that it lacks.
-    `template(value)`: a leaf of a template, or None for what is not the framework's.
+    - `expand(value)`: an array of the framework as `ArraySource`, another of its objects as `Expansion`, None for what
+      is not its own.
+    - `build(name, fields)`: the object of a type that `expand` gave, from its fields. An array field is a numpy array
+      or, when everything is converted to this framework, already one of its arrays. Raises `ValueError` or `TypeError`
+      for values that make no sense.
+    - `from_array(array)`: a numpy array, not shared with anyone, as the framework's own. Raises `UnsupportedTypeError`
+      for a dtype that the framework lacks.
+    - `template(value)`: a leaf of a template, or None for what is not the framework's.
     """
 
     framework: str
@@ -61,7 +64,9 @@ _added: dict[str, Adapter] = {}
 
 
 def register_adapter(adapter: Adapter) -> None:
-    """Add an adapter to this process, in place of an installed one for the same framework. For tests and scripts; packages use the entry point."""
+    """Add an adapter to this process, in place of an installed one for the same framework. For tests and scripts;
+    packages use the entry point.
+    """
     _added[adapter.framework] = adapter
 
 

@@ -26,7 +26,9 @@ StrPath = str | os.PathLike[str]
 
 @dataclass(frozen=True, slots=True)
 class SaveReport:
-    """What a save wrote. `raw_nbytes`: of the arrays in memory; `stored_nbytes`: of the arrays in the file; `root`: identifies the checkpoint."""
+    """What a save wrote. `raw_nbytes`: of the arrays in memory; `stored_nbytes`: of the arrays in the file;
+    `root`: identifies the checkpoint.
+    """
 
     path: str
     file_nbytes: int
@@ -50,8 +52,8 @@ def save(
 ) -> SaveReport:
     """Save a tree to one file, atomically.
 
-    `tree`: dicts, lists, tuples, sets, plain values, numpy arrays, and the objects of installed frameworks, to any depth.
-    `metadata`: a small tree of plain values, readable without the arrays.
+    `tree`: dicts, lists, tuples, sets, plain values, numpy arrays, and the objects of installed frameworks, to any
+    depth. `metadata`: a small tree of plain values, readable without the arrays.
     `compression`: "auto"; "none", whose arrays can be mapped; or a zstd level from 1 to 22.
     `if_exists`: "replace" (atomically) or "error".
     `durability`: "durable" (survives a power cut once this returns) or "atomic" (survives the process being killed).
@@ -102,7 +104,8 @@ def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
 
 
 def open(path: StrPath) -> Checkpoint:
-    """Open a checkpoint to look into it and to read parts of it. Its structure is checked, its arrays when they are read.
+    """Open a checkpoint to look into it and to read parts of it. Its structure is checked, its arrays when they
+    are read.
 
     Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError` and `LimitError`.
     """
@@ -130,17 +133,17 @@ def restore(
     """Restore a tree: exactly what was saved, every byte checked, or an error.
 
     `like`: a template; the result has its structure, types, frameworks, devices and shardings, leaves matched by path.
-    `select`: only the leaves that a glob on paths (or one of several, or a predicate on `Path`) matches; dicts lose the others, other
-    containers hold `UNSELECTED` in their places, and with `like` the template's leaves stay.
-    `to`: "auto" gives back what was saved (numpy, with one warning, where its framework is not installed); "numpy", "torch"
-    or "jax" convert every array.
+    `select`: only the leaves that a glob on paths (or one of several, or a predicate on `Path`) matches; dicts
+    lose the others, other containers hold `UNSELECTED` in their places, and with `like` the template's leaves stay.
+    `to`: "auto" gives back what was saved (numpy, with one warning, where its framework is not installed);
+    "numpy", "torch" or "jax" convert every array.
     `types`: namedtuple, dataclass and enum classes that may be rebuilt by name; others come back as records.
-    `strict`: with `like`, whether missing and unexpected leaves are errors; with `select`, whether a pattern that matches nothing is.
-    `mmap`: map the arrays of an uncompressed file, copied on write, instead of reading them.
+    `strict`: with `like`, whether missing and unexpected leaves are errors; with `select`, whether a pattern that
+    matches nothing is. `mmap`: map the arrays of an uncompressed file, copied on write, instead of reading them.
     `verify`: False skips the digests of the chunks (the structure is always checked).
     `progress`: called with a `Progress` in bytes.
-    Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError`, `StructureMismatchError`, `UnsupportedTypeError`,
-    `NotMappableError` and `LimitError`. Nothing partial is returned.
+    Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError`, `StructureMismatchError`,
+    `UnsupportedTypeError`, `NotMappableError` and `LimitError`. Nothing partial is returned.
     """
     with open(path) as checkpoint:
         return checkpoint.restore(
@@ -172,7 +175,9 @@ def decode(
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with a file: the broken rule of the format, the damaged leaf if it is in one, and a message with the place."""
+    """Something wrong with a file: the broken rule of the format, the damaged leaf if it is in one, and a message
+    with the place.
+    """
 
     kind: Literal["corrupt", "unknown version", "beyond limits"]
     rule: str | None
@@ -182,19 +187,24 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `verify` found. `ok` if there are no problems; `root` is None if the index could not be read."""
+    """What `verify` found. `root` is None if the index could not be read."""
 
     path: str
-    ok: bool
     problems: tuple[Problem, ...]
     file_nbytes: int
     n_arrays: int
     n_chunks: int
     root: str | None
 
+    @property
+    def ok(self) -> bool:
+        """Whether every byte is right."""
+        return not self.problems
+
 
 def verify(path: StrPath, *, progress: ReportProgress | None = None) -> VerifyReport:
-    """Check every byte of a checkpoint: structure, digests, padding. Reports all damaged chunks instead of stopping at the first.
+    """Check every byte of a checkpoint: structure, digests, padding. Reports all damaged chunks instead of
+    stopping at the first.
 
     Raises `CheckpointNotFoundError` and `StorageError`; everything about the content of the file is in the report.
     """
@@ -204,12 +214,10 @@ def verify(path: StrPath, *, progress: ReportProgress | None = None) -> VerifyRe
         try:
             checkpoint = Checkpoint(file, name)
         except (CorruptionError, FormatVersionError, LimitError) as error:
-            return VerifyReport(name, False, (_problem(error),), file.nbytes, 0, 0, None)
+            return VerifyReport(name, (_problem(error),), file.nbytes, 0, 0, None)
         problems = tuple(map(_problem, checkpoint.damage(progress=progress)))
         index = checkpoint.index
-        return VerifyReport(
-            name, not problems, problems, file.nbytes, len(index.arrays), len(index.chunks), checkpoint.root
-        )
+        return VerifyReport(name, problems, file.nbytes, len(index.arrays), len(index.chunks), checkpoint.root)
     finally:
         file.close()
 

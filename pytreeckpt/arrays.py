@@ -9,13 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from pytreeckpt.dtypes import AnyDType, has_padding
+from pytreeckpt.dtypes import AnyDType, fields_of, has_padding
 from pytreeckpt.geometry import Shape, dense_axes, runs
 
-AnyArray = np.ndarray[tuple[int, ...], AnyDType]
+# Any: structured arrays index by field name, which the stubs know for void alone.
+AnyArray = np.ndarray[tuple[int, ...], np.dtype[Any]]
 ReadRun = Callable[[int, int], AnyArray]
 """`read(start, stop)`: items start to stop of a box in C order, as a contiguous 1-d array of the source's dtype."""
 
@@ -81,8 +83,8 @@ def run_reader(array: AnyArray) -> ReadRun:
 def _assign(target: AnyArray, values: AnyArray, *, padded: bool) -> None:
     if padded and target.dtype.names is not None:
         # Field by field: assigning whole items would copy their padding.
-        for name in target.dtype.names:
-            _assign(target[name], values[name], padded=has_padding(target.dtype[name]))
+        for name, field in fields_of(target.dtype).items():
+            _assign(target[name], values[name], padded=has_padding(field[0]))
     elif padded:
         significant = 10  # bytes of an x87 float; the 6 after it are padding
         bytes_out = target.reshape(-1).view(np.uint8).reshape(-1, 16) if target.flags.c_contiguous else None

@@ -1,7 +1,7 @@
 """Values of fields to objects: what `to=` and `types=` ask for, and inert records for all else.
 
-Nothing is imported or called because a file names it: classes come from `types`, from what the caller has registered, from
-adapters that are installed, and from the closed list below.
+Nothing is imported or called because a file names it: classes come from `types`, from what the caller has
+registered, from adapters that are installed, and from the closed list below.
 """
 
 from __future__ import annotations
@@ -19,7 +19,13 @@ from typing import Any, Final
 from pytreeckpt import dtypes
 from pytreeckpt.adapters import Adapter, find_adapter, frameworks
 from pytreeckpt.arrays import AnyArray
-from pytreeckpt.errors import CorruptionError, PytreeckptError, StructureMismatchError
+from pytreeckpt.errors import (
+    CorruptionError,
+    FormatVersionError,
+    LimitError,
+    StructureMismatchError,
+    UnsupportedTypeError,
+)
 from pytreeckpt.expand import (
     build_dataclass,
     counter,
@@ -72,23 +78,24 @@ class Builder:
                     f'to={to!r}: {to} is not installed; install it, or restore with to="numpy"', name=to
                 )
         self.adapters: dict[str, Adapter | None] = {}
-        self.shared: dict[object, object] = {}
+        self.shared: dict[object, tuple[object, object]] = {}
         self.missing: dict[str, int] = {}
 
     def leaf(self, array: AnyArray) -> object:
         """A plain array as what `to` asks for. Raises `UnsupportedTypeError` if the framework cannot hold it."""
         return array if self.target is None else self.target.from_array(array)
 
-    def object(self, type_: ObjectType, values: Sequence[Any]) -> object:
+    def build_object(self, type_: ObjectType, values: Sequence[Any]) -> object:
         """The object of this type with these values of its fields."""
         try:
             return self.known_object(type_, values)
+        except (StructureMismatchError, UnsupportedTypeError, FormatVersionError, LimitError):
+            raise
         except (TypeError, ValueError, OverflowError, MemoryError, AttributeError) as error:
-            if isinstance(error, PytreeckptError) and not isinstance(error, CorruptionError):
-                raise
             raise CorruptionError(f"the fields of a {type_.name} make no {type_.name}: {error}", rule="T-4") from error
 
     def known_object(self, type_: ObjectType, values: Sequence[Any]) -> object:
+        """As `build_object`, with whatever error the values cause."""
         if type_.name in _PYTHON:
             return _PYTHON[type_.name](*values)
         if type_.name in _NAMESPACES:
@@ -109,6 +116,7 @@ class Builder:
         return build_record(type_, values) if cls is None else rebuild_class(cls, type_, values)
 
     def wrapper(self, type_: ObjectType, values: Sequence[Any]) -> object:
+        """A wrapped value, wrapped again if its framework is wanted and here."""
         adapter = self.adapter_of(type_)
         if adapter is None:
             return values[0]
@@ -119,7 +127,7 @@ class Builder:
         except TypeError:
             key = None
         if key is not None and key in self.shared:
-            return self.shared[key][1]  # type: ignore[index]
+            return self.shared[key][1]
         built = adapter.build(type_.name, dict(zip(type_.fields, values, strict=True)))
         if key is not None:
             # The wrapped value is kept so that its id stays its own.
@@ -143,7 +151,8 @@ class Builder:
             return
         counts = " and ".join(f"{count} objects of {name}" for name, count in sorted(self.missing.items()))
         warnings.warn(
-            f"{counts} came back as numpy arrays, plain values and records, because no adapter or framework of that name is installed "
+            f"{counts} came back as numpy arrays, plain values and records, because no adapter or framework of "
+            "that name is installed "
             'here; install it, or ask for to="numpy" to silence this',
             UserWarning,
             stacklevel=4,
@@ -151,11 +160,14 @@ class Builder:
 
 
 def rebuild_class(cls: type, type_: ObjectType, values: Sequence[object]) -> object:
-    """An instance of a class that the caller allows. Raises `StructureMismatchError` if it is not of that kind or has other fields."""
+    """An instance of a class that the caller allows. Raises `StructureMismatchError` if it is not of that kind or
+    has other fields.
+    """
     is_kind = _CLASS_KINDS.get(type_.class_kind)
     if is_kind is None:
         raise StructureMismatchError(
-            f"{type_.name} was saved as a registered pytree node, without its static fields: restore it with like=, not types="
+            f"{type_.name} was saved as a registered pytree node, without its static fields: restore it with "
+            "like=, not types="
         )
     if not is_kind(cls):
         raise StructureMismatchError(

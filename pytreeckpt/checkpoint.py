@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from pytreeckpt import nodes as n
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.build import Builder
-from pytreeckpt.errors import CorruptionError, PathError, StructureMismatchError, UnsupportedTypeError
+from pytreeckpt.errors import CorruptionError, NotMappableError, PathError, StructureMismatchError, UnsupportedTypeError
 from pytreeckpt.geometry import Box
 from pytreeckpt.like import match_template
 from pytreeckpt.limits import current_limits
@@ -20,11 +20,11 @@ from pytreeckpt.objects import ClassKind, ObjectType, build_record
 from pytreeckpt.paths import Path, compile_glob
 from pytreeckpt.pipeline import ReportProgress
 from pytreeckpt.reader import ArrayReader, Paths
-from pytreeckpt.reading import RangedSource, as_logical, inline_array, read_footer, read_index
+from pytreeckpt.reading import RangedSource, as_logical, read_footer, read_index, scalar_value
 from pytreeckpt.references import ArrayRef
 from pytreeckpt.selection import Selection, bounding_box
 from pytreeckpt.storage import LocalFile
-from pytreeckpt.unflatten import unflatten
+from pytreeckpt.unflatten import Build, unflatten
 
 Select = str | Sequence[str] | Callable[[Path], bool]
 
@@ -57,7 +57,7 @@ class Checkpoint:
         if isinstance(self._source, LocalFile):
             self._source.close()
 
-    def __enter__(self) -> Checkpoint:
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(
@@ -84,31 +84,17 @@ class Checkpoint:
                 return ref
             if any(isinstance(value, ArrayRef) for value in values) and type_.class_kind is ClassKind.RECORD:
                 return build_record(type_, values)
-            return builder.object(type_, values)
+            return builder.build_object(type_, values)
 
-        return self._unflatten(array, self._scalar, build)
+        return unflatten(self.index.nodes, Build(array, self._scalar, build), limits=self._limits)
 
     def _scalar(self, occurrence: int) -> object:
-        return inline_array(self.index, self.index.nodes.arrays[occurrence])[()]
-
-    def _unflatten(
-        self,
-        array: Callable[[int], object],
-        scalar: Callable[[int], object],
-        build: Callable[[ObjectType, Sequence[Any]], object],
-        unselected: bytearray | None = None,
-    ) -> tuple[Any, Any]:
-        return unflatten(
-            self.index.nodes,
-            array=array,
-            scalar=scalar,
-            build=build,
-            limits=self._limits,
-            unselected=unselected,
-        )
+        return scalar_value(self.index, self.index.nodes.arrays[occurrence])
 
     def leaves(self) -> Iterator[tuple[Path, object]]:
-        """The leaves with their paths, in order: `ArrayRef` for arrays, values for all else; an empty container counts as a leaf."""
+        """The leaves with their paths, in order: `ArrayRef` for arrays, values for all else; an empty container
+        counts as a leaf.
+        """
         for visit in walk(self.index.nodes):
             if visit.is_leaf and not visit.attribute:
                 yield Path(visit.path), self.leaf(visit)
@@ -164,13 +150,13 @@ class Checkpoint:
             if select is not None or like is not None
             else []
         )
-        unselected = self._unselected(select, visits, strict=strict) if select is not None else None
+        unselected = self._unselected(select, visits, strict=strict) if select is not None else b""
         if like is not None:
-            chosen = [v for v in visits if not v.attribute and (unselected is None or not unselected[v.position])]
-            match = match_template(self, like, builder, chosen, strict=strict, partial=unselected is not None)
+            chosen = [v for v in visits if not v.attribute and not (unselected and unselected[v.position])]
+            match = match_template(self, like, builder, chosen, strict=strict, partial=bool(unselected))
             return match.place(self.read_arrays(match.arrays, mmap=mmap, verify=verify, progress=progress))
         nodes = self.index.nodes
-        if unselected is None:
+        if not unselected:
             wanted: Sequence[int] = range(len(self.index.arrays))
         else:
             kept = {
@@ -191,11 +177,8 @@ class Checkpoint:
                     leaves[number] = None
             return leaves.get(number)
 
-        def scalar(occurrence: int) -> object:
-            values = arrays.get(nodes.arrays[occurrence])
-            return None if values is None else values[()]
-
-        _, tree = self._unflatten(array, scalar, builder.object, unselected)
+        build = Build(array, self._scalar, builder.build_object)
+        _, tree = unflatten(nodes, build, limits=self._limits, unselected=unselected)
         if refused:
             raise UnsupportedTypeError(
                 f"to={to!r}: {len(refused)} leaves cannot be converted:\n  "
@@ -217,7 +200,7 @@ class Checkpoint:
         if not mmap:
             return self._reader.arrays(wanted, verify=verify, progress=progress)
         if not isinstance(self._source, LocalFile):
-            raise ValueError("mmap=True needs a checkpoint in a file")
+            raise NotMappableError("mmap=True needs a checkpoint in a file")
         return self._reader.mapped(memoryview(self._source.map()), wanted, verify=verify)
 
     def _unselected(self, select: Select, visits: list[Visit], *, strict: bool) -> bytearray:

@@ -1,7 +1,7 @@
 """Codecs: a closed, numbered registry of pairs of functions (section 8 of the format).
 
-`encode` gives the stored bytes of a chunk, or None where the codec does not apply or does not pay. `decode` writes exactly
-the raw bytes, or raises `CorruptionError`.
+`encode` gives the stored bytes of a chunk, or None where the codec does not apply or does not pay. `decode` writes
+exactly the raw bytes, or raises `CorruptionError`.
 """
 
 from __future__ import annotations

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 from pytreeckpt.planning import Written
 from pytreeckpt.wire import Buffer
@@ -89,12 +89,23 @@ Operation = (
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where a checkpoint goes: its name, a free name beside it to write to, its directory, and those to make, each with its parent."""
+    """Where a checkpoint goes: its name, a free name beside it to write to, its directory, and those to make, each
+    with its parent.
+    """
 
     path: str
     temporary: str
     directory: str
     new_directories: Sequence[tuple[str, str]] = ()
+
+
+def _writes(path: str, pieces: Generator[Buffer, None, Written]) -> Generator[Operation, None, Written]:
+    while True:
+        try:
+            piece = next(pieces)
+        except StopIteration as end:
+            return cast("Written", end.value)
+        yield WriteFile(path, piece)
 
 
 def commit(
@@ -104,7 +115,8 @@ def commit(
     if_exists: IfExists,
     durability: Durability,
 ) -> Generator[Operation, None, Written]:
-    """The operations that write `pieces` and publish them under `target.path`. The generator's return value is that of `pieces`.
+    """The operations that write `pieces` and publish them under `target.path`. The generator's return value is
+    that of `pieces`.
 
     The order carries the guarantee: content is durable before its name is, and the name appears at once.
     """
@@ -114,13 +126,7 @@ def commit(
         if durable:
             yield SyncDirectory(parent)
     yield CreateFile(target.temporary)
-    while True:
-        try:
-            piece = next(pieces)
-        except StopIteration as end:
-            written: Written = end.value
-            break
-        yield WriteFile(target.temporary, piece)
+    written = yield from _writes(target.temporary, pieces)
     if durable:
         yield SyncFile(target.temporary)
     yield FinishFile(target.temporary)

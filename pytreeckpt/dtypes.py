@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
+from typing import Any, Literal, cast
 
 import ml_dtypes
 import numpy as np
@@ -19,6 +20,7 @@ AnyDType = np.dtype[np.generic]
 
 _MAX_NBYTES = 1 << 31
 _MAX_STRUCT_DEPTH = 32
+_MAX_EXTENTS = 64
 _TIME_UNITS = frozenset(["Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as", "generic"])
 
 _ONE_BYTE = ("bool", "int8", "uint8")
@@ -62,9 +64,8 @@ def _simple_dtypes() -> dict[str, AnyDType]:
             table[name] = np.dtype(getattr(ml_dtypes, name))
     extended = _BY_MANTISSA_BITS.get(int(np.finfo(np.longdouble).nmant))
     if extended is not None:
-        for name, dtype in zip(extended, (np.dtype(np.longdouble), np.dtype(np.clongdouble)), strict=True):
-            if dtype.itemsize == _EXTENDED[name]:
-                table[name] = dtype
+        pairs = zip(extended, (np.dtype(np.longdouble), np.dtype(np.clongdouble)), strict=True)
+        table.update({name: dtype for name, dtype in pairs if dtype.itemsize == _EXTENDED[name]})
     return table
 
 
@@ -89,7 +90,7 @@ def _describe_parametric(dtype: AnyDType) -> Descriptor:
         case "U":
             descriptor = ("str" + order, dtype.itemsize // 4)
         case "M" | "m":
-            unit, count = np.datetime_data(dtype)
+            unit, count = np.datetime_data(cast("np.dtype[np.datetime64]", dtype))
             descriptor = (("datetime64" if dtype.kind == "M" else "timedelta64") + order, unit, count)
         case "V" if dtype.names is not None:
             descriptor = _describe_struct(dtype)
@@ -102,8 +103,7 @@ def _describe_parametric(dtype: AnyDType) -> Descriptor:
 
 def _describe_struct(dtype: AnyDType) -> Descriptor:
     fields: list[tuple[object, ...]] = []
-    for name in dtype.names or ():
-        field, offset, *title = (dtype.fields or {})[name]
+    for name, (field, offset, *title) in fields_of(dtype).items():
         if title and not isinstance(title[0], str):
             raise UnsupportedTypeError(f"the title {title[0]!r} of field {name!r} of dtype {dtype} is not a str")
         base, extents = field.subdtype or (field, ())
@@ -129,7 +129,8 @@ def _parse(descriptor: object, depth: int) -> AnyDType:
             return _SIMPLE[descriptor]
         case str() if descriptor in _UNAVAILABLE:
             raise FormatVersionError(
-                f"dtype {descriptor} is not available on this platform or with this ml_dtypes; use another platform or a newer ml_dtypes",
+                f"dtype {descriptor} is not available on this platform or with this ml_dtypes; use another "
+                "platform or a newer ml_dtypes",
                 rule="D-1",
             )
         case ["bytes", int(n)] if _bounded(n):
@@ -145,7 +146,7 @@ def _parse(descriptor: object, depth: int) -> AnyDType:
         ] if unit in _TIME_UNITS and not isinstance(count, bool) and 1 <= count < _MAX_NBYTES:
             return _time_dtype(name, unit, count)
         case ["struct", int(itemsize), bool(aligned), [*fields]] if _bounded(itemsize) and depth > 0:
-            return _parse_struct(itemsize, aligned, fields, depth - 1)
+            return _parse_struct(itemsize, fields, depth - 1, aligned=aligned)
     raise CorruptionError(f"{_shown(descriptor)} is not a dtype of the format", rule="D-1")
 
 
@@ -153,7 +154,7 @@ def _bounded(n: int) -> bool:
     return not isinstance(n, bool) and 0 <= n < _MAX_NBYTES
 
 
-def _order(name: str) -> str:
+def _order(name: str) -> Literal[">", "<"]:
     return ">" if name.endswith("_be") else "<"
 
 
@@ -172,7 +173,7 @@ def _time_dtype(name: str, unit: str, count: int) -> AnyDType:
     return np.dtype(f"{_order(name)}{letter}[{count}{unit}]")
 
 
-def _parse_struct(itemsize: int, aligned: bool, fields: Sequence[object], depth: int) -> AnyDType:  # noqa: FBT001 - a field of the format
+def _parse_struct(itemsize: int, fields: Sequence[object], depth: int, *, aligned: bool) -> AnyDType:
     names: list[str] = []
     titles: list[str | None] = []
     formats: list[object] = []
@@ -196,20 +197,33 @@ def _parse_struct(itemsize: int, aligned: bool, fields: Sequence[object], depth:
     labels = names + [title for title in titles if title is not None]
     if len(set(labels)) != len(labels):
         raise CorruptionError(f"the struct dtype names a field twice: {_shown(labels)}", rule="D-2")
-    layout = {"names": names, "formats": formats, "offsets": offsets, "titles": titles, "itemsize": itemsize}
-    try:
-        return np.dtype(layout, align=aligned)  # type: ignore[call-overload]  # numpy's stubs want literal keys
-    except (ValueError, TypeError, OverflowError) as error:
-        raise CorruptionError(f"numpy refuses the struct dtype: {error}", rule="D-2") from None
+    layout: Any = {"names": names, "formats": formats, "offsets": offsets, "titles": titles, "itemsize": itemsize}
+    # Alignment is the platform's: where it would ask for other offsets, the same layout comes back not aligned.
+    problem: Exception | None = None
+    for align in [True, False] if aligned else [False]:
+        try:
+            return cast("AnyDType", np.dtype(layout, align=align))
+        except (ValueError, TypeError, OverflowError) as error:
+            problem = error
+    raise CorruptionError(f"numpy refuses the struct dtype: {problem}", rule="D-2")
 
 
 def _extents(extents: Sequence[object]) -> tuple[int, ...]:
     shape: list[int] = []
+    if len(extents) > _MAX_EXTENTS:
+        raise CorruptionError(f"a sub-array has {len(extents)} extents, more than {_MAX_EXTENTS}", rule="D-2")
     for extent in extents:
         if not isinstance(extent, int) or not _bounded(extent):
             raise CorruptionError(f"{_shown(extent)} is not an extent of a sub-array", rule="D-2")
         shape.append(extent)
     return tuple(shape)
+
+
+def fields_of(dtype: AnyDType) -> Mapping[str, Any]:
+    """The fields of a struct by name: dtype, offset, and the title if there is one. Empty for other dtypes."""
+    # The titles of fields are keys too.
+    fields: Any = dtype.fields
+    return {name: fields[name] for name in dtype.names or ()}
 
 
 @lru_cache(maxsize=4096)
@@ -220,8 +234,7 @@ def has_padding(dtype: AnyDType) -> bool:
     if dtype.names is None:
         return _NAME_OF.get(dtype) in {"float80_x87", "complex160_x87"}
     covered = np.zeros(dtype.itemsize, bool)
-    for name in dtype.names:
-        field, offset = (dtype.fields or {})[name][:2]
+    for field, offset, *_ in fields_of(dtype).values():
         if has_padding(field):
             return True
         covered[offset : offset + field.itemsize] = True

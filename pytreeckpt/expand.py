@@ -1,4 +1,6 @@
-"""One level of any object that the walk does not know: registered classes, frameworks' objects, and Python's and numpy's own."""
+"""One level of any object that the walk does not know: registered classes, frameworks' objects, and Python's and
+numpy's own.
+"""
 
 from __future__ import annotations
 
@@ -53,9 +55,10 @@ def register_class(
 ) -> None:
     """Let trees hold instances of `cls` (exactly, not of subclasses).
 
-    `to_fields(instance)` gives a dict of named fields, whose values may be anything that a tree may hold; `from_fields` makes an
-    instance from such a dict. In the file the object is a record called `name` (by default `module:qualified name`); where
-    the class is not registered it comes back as a `Record` with these fields. Raises `ValueError` if the name is taken by another class.
+    `to_fields(instance)` gives a dict of named fields, whose values may be anything that a tree may hold;
+    `from_fields` makes an instance from such a dict. In the file the object is a record called `name` (by default
+    `module:qualified name`); where the class is not registered it comes back as a `Record` with these fields.
+    Raises `ValueError` if the name is taken by another class.
     """
     name = class_name(cls) if name is None else name
     if name in REGISTERED or (name in _by_name and _by_class.get(cls) is not _by_name[name]):
@@ -94,9 +97,9 @@ def _expand_registered(entry: RegisteredClass, value: object) -> Expansion:
     return Expansion(type_, list(fields.values()), lambda new: entry.from_fields(dict(zip(names, new, strict=True))))
 
 
-def _type(name: str, fields: Sequence[str] | None = None) -> ObjectType:
+def _type(name: str, fields: Sequence[str] = ()) -> ObjectType:
     class_kind, registered = REGISTERED[name]
-    return ObjectType(class_kind, name, tuple(fields if registered is None else registered))
+    return ObjectType(class_kind, name, registered if registered is not None else tuple(fields))
 
 
 def counter(items: Mapping[object, Any]) -> Counter[object]:
@@ -129,7 +132,9 @@ _FLAVOURS: dict[str, type[pathlib.PurePath]] = {
 
 
 def path_class(flavour: str) -> type[pathlib.PurePath]:
-    """The class of a stored path; on another platform than its own, the pure one. Raises `ValueError` for an unknown flavour."""
+    """The class of a stored path; on another platform than its own, the pure one. Raises `ValueError` for an
+    unknown flavour.
+    """
     if flavour not in _FLAVOURS:
         raise ValueError(f"{flavour!r} is not a flavour of paths")
     cls = _FLAVOURS[flavour]
@@ -141,7 +146,9 @@ def path_class(flavour: str) -> type[pathlib.PurePath]:
 
 
 def expand_python(value: Any) -> ArraySource | Expansion | None:
-    """One level of the objects of Python and numpy that are not plain types, and of dataclasses, namedtuples and enums."""
+    """One level of the objects of Python and numpy that are not plain types, and of dataclasses, namedtuples and
+    enums.
+    """
     cls = type(value)
     if cls in _MAPPINGS:
         type_, build = _MAPPINGS[cls]
@@ -184,8 +191,10 @@ def _expand_class(value: Any) -> Expansion | None:
         unset = [name for name in names if not hasattr(value, name)]
         if extra or unset:
             raise UnsupportedTypeError(
-                f"the dataclass {class_name(cls)} has attributes that are not fields ({', '.join(sorted(extra)) or 'none'}) or fields "
-                f"without a value ({', '.join(unset) or 'none'}), which would be lost; register the class with pytreeckpt.register_class"
+                f"the dataclass {class_name(cls)} has attributes that are not fields "
+                f"({', '.join(sorted(extra)) or 'none'}) or fields "
+                f"without a value ({', '.join(unset) or 'none'}), which would be lost; register the class with "
+                "pytreeckpt.register_class"
             )
         type_ = ObjectType(ClassKind.DATACLASS, class_name(cls), names)
         return Expansion(type_, [getattr(value, name) for name in names], lambda new: build_dataclass(cls, names, new))
@@ -194,7 +203,7 @@ def _expand_class(value: Any) -> Expansion | None:
 
 def build_dataclass(cls: type, names: Sequence[str], values: Sequence[object]) -> object:
     """An instance with exactly these field values, made without running `__init__` or `__post_init__`."""
-    instance = object.__new__(cls)
+    instance: object = object.__new__(cls)
     for name, value in zip(names, values, strict=True):
         object.__setattr__(instance, name, value)
     return instance
@@ -215,14 +224,14 @@ def _expand_array(array: AnyArray) -> ArraySource | Expansion | None:
     if type(array) is not np.ndarray:
         return None
     if array.dtype.kind == "O":
-        children = [array.reshape(-1).tolist() if array.ndim else [array.item()], array.shape]
-        return Expansion(_type("numpy.ObjectArray"), children, lambda new: object_array(*new))
+        values = [array.reshape(-1).tolist() if array.ndim else [array.item()], array.shape]
+        return Expansion(_type("numpy.ObjectArray"), values, lambda new: object_array(*new))
     if array.dtype.kind == "T":
         dtype: Any = array.dtype
         missing = (dtype.na_object,) if hasattr(dtype, "na_object") else ()
         if missing and not (missing[0] is None or isinstance(missing[0], str) or _is_nan(missing[0])):
             raise UnsupportedTypeError(f"a StringDType with the missing value {missing[0]!r} cannot be stored")
-        children = [array.reshape(-1).tolist(), array.shape, bool(dtype.coerce), missing]
+        children: list[object] = [array.reshape(-1).tolist(), array.shape, bool(dtype.coerce), missing]
         return Expansion(_type("numpy.StringArray"), children, lambda new: string_array(*new))
     return None
 
@@ -239,7 +248,12 @@ def object_array(values: Sequence[object], shape: Sequence[int]) -> AnyArray:
     return flat.reshape(tuple(shape))
 
 
-def string_array(values: Sequence[object], shape: Sequence[int], coerce: bool, missing: Sequence[object]) -> AnyArray:
+def string_array(
+    values: Sequence[object],
+    shape: Sequence[int],
+    coerce: bool,  # noqa: FBT001 - the fields of a numpy.StringArray, in order
+    missing: Sequence[object],
+) -> AnyArray:
     """An array of numpy's StringDType. Raises `ValueError` or `TypeError` for values that it cannot hold."""
     keywords: dict[str, Any] = {"na_object": missing[0]} if missing else {}
     dtype = np.dtypes.StringDType(coerce=coerce, **keywords)

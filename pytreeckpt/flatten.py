@@ -53,7 +53,8 @@ def flatten(metadata: object, tree: object, *, expand: Expand, limits: Limits) -
     builder.add(metadata, root=0)
     if flat.nodes.kinds.translate(None, n.METADATA_KINDS):
         raise UnsupportedTypeError(
-            "metadata holds something other than None, bool, int, float, str, bytes, lists, tuples and dicts; put it in the tree"
+            "metadata holds something other than None, bool, int, float, str, bytes, lists, tuples and dicts; "
+            "put it in the tree"
         )
     builder.add(tree, root=1)
     return flat
@@ -83,14 +84,14 @@ class _Builder:
             value = stack.pop()
             cls = type(value)
             if cls is np.ndarray and not value.dtype.hasobject:
-                self.array(value, array_identity(value))
+                self.add_array(value, array_identity(value))
             elif cls is str:
                 kinds.append(n.STR)
                 nodes.strings.append(value)
             elif cls is dict:
-                self.dict(value, stack)
+                self.add_dict(value, stack)
             elif cls is int:
-                self.int(value)
+                self.add_int(value)
             elif cls is float:
                 kinds.append(n.FLOAT)
                 nodes.floats.append(value)
@@ -107,10 +108,11 @@ class _Builder:
                 self.other(value, cls, stack)
         if len(kinds) > self.limits.nodes:
             raise LimitError(
-                f"the tree has {len(kinds)} nodes, more than the limit of {self.limits.nodes}; raise it with pytreeckpt.limits(nodes=…)"
+                f"the tree has {len(kinds)} nodes, more than the limit of {self.limits.nodes}; raise it with "
+                "pytreeckpt.limits(nodes=…)"
             )
 
-    def int(self, value: int) -> None:
+    def add_int(self, value: int) -> None:
         if n.MIN_INT <= value <= n.MAX_INT:
             self.nodes.kinds.append(n.INT)
             self.nodes.ints.append(value)
@@ -118,7 +120,7 @@ class _Builder:
             self.nodes.kinds.append(n.BIGINT)
             self.nodes.blobs.append(bigint_bytes(value))
 
-    def dict(self, value: dict[object, object], stack: list[Any]) -> None:
+    def add_dict(self, value: dict[object, object], stack: list[Any]) -> None:
         self.enter(value, stack)
         keys = list(value)
         self.check_keys(keys)
@@ -126,26 +128,25 @@ class _Builder:
         self.nodes.counts.append(len(keys))
         values = list(value.values())
         if all(type(key) is str for key in keys):
-            self.nodes.kinds.extend(bytes([n.STR]) * len(keys))
-            self.nodes.strings.extend(keys)  # type: ignore[arg-type]  # all are str
+            self.bulk(keys, str)
             self.push(values, stack)
         else:
             self.push(keys + values, stack)
 
-    def check_keys(self, keys: list[object]) -> None:
+    def check_keys(self, keys: list[Any]) -> None:
         plain = True
         for key in keys:
             cls = type(key)
             if cls is str or cls is bytes:
                 # A str of k characters has at most 4k bytes of UTF-8.
-                if 4 * len(key) > self.limits.key_nbytes and self.key_nbytes(key) > self.limits.key_nbytes:  # type: ignore[arg-type]
+                if 4 * len(key) > self.limits.key_nbytes and self.key_nbytes(key) > self.limits.key_nbytes:
                     raise LimitError(
-                        f"{self.where()}: a dict key of {self.key_nbytes(key)} bytes is longer than the limit of "  # type: ignore[arg-type]
+                        f"{self.where()}: a dict key of {self.key_nbytes(key)} bytes is longer than the limit of "
                         f"{self.limits.key_nbytes}; raise it with pytreeckpt.limits(key_nbytes=…)"
                     )
             elif cls is float or cls is tuple:
                 plain = False
-                if not is_key(key):
+                if not is_key(key, self.limits.key_depth):
                     raise self.bad_key(key)
             elif cls not in PLAIN_KEY_TYPES:
                 raise self.bad_key(key)
@@ -161,7 +162,8 @@ class _Builder:
 
     def bad_key(self, key: object) -> UnsupportedTypeError:
         return UnsupportedTypeError(
-            f"{self.where()}: the dict key {key!r} is a {_type_text(type(key))}; keys are str, int, bool, float, bytes, "
+            f"{self.where()}: the dict key {key!r} is a {_type_text(type(key))}; keys are str, int, bool, "
+            "float, bytes, "
             "None and tuples of these. Convert it, for example with int(key) or str(key)"
         )
 
@@ -187,7 +189,7 @@ class _Builder:
             nodes.kinds.extend(bytes([n.INT]) * len(children))
         elif cls is int:
             for child in children:
-                self.int(child)
+                self.add_int(child)
         else:
             nodes.kinds.extend([_CONSTANTS[child] for child in children])
 
@@ -200,7 +202,8 @@ class _Builder:
             )
         if len(self.open) + 1 >= self.limits.depth:
             raise LimitError(
-                f"{self.where()}: the tree is deeper than the limit of {self.limits.depth} levels; raise it with pytreeckpt.limits(depth=…)"
+                f"{self.where()}: the tree is deeper than the limit of {self.limits.depth} levels; raise it "
+                "with pytreeckpt.limits(depth=…)"
             )
         self.open.add(id_)
         stack.append(_Close(id_))
@@ -208,7 +211,7 @@ class _Builder:
     def other(self, value: Any, cls: type, stack: list[Any]) -> None:
         nodes = self.nodes
         if cls is ArraySource:
-            self.array(value, value.identity)
+            self.add_array(value, value.identity)
         elif cls is bytes:
             nodes.kinds.append(n.BYTES)
             nodes.blobs.append(value)
@@ -216,32 +219,33 @@ class _Builder:
             nodes.kinds.append(n.COMPLEX)
             nodes.floats.extend((value.real, value.imag))
         elif cls is set or cls is frozenset:
-            self.set(value, n.SET if cls is set else n.FROZENSET, stack)
+            self.add_set(value, n.SET if cls is set else n.FROZENSET, stack)
         elif cls is Record or isinstance(value, NamedTupleRecord):
-            self.object(value, record_expansion(value), stack)
+            self.add_object(value, record_expansion(value), stack)
         elif isinstance(value, np.generic) and (scalar := np.asarray(value)).dtype.kind != "O":
             # A scalar is a value: no identity, so it is never shared.
-            self.array(scalar, None, kind=n.SCALAR)
+            self.add_array(scalar, None, kind=n.SCALAR)
         else:
             expansion = self.expand(value)
             if isinstance(expansion, ArraySource):
-                self.array(expansion, expansion.identity)
+                self.add_array(expansion, expansion.identity)
             elif expansion is not None:
-                self.object(value, expansion, stack)
+                self.add_object(value, expansion, stack)
             else:
                 raise UnsupportedTypeError(
-                    f"{self.where()}: cannot store a {_type_text(cls)}. Leave it out, convert it to plain values or arrays, "
+                    f"{self.where()}: cannot store a {_type_text(cls)}. Leave it out, convert it to plain "
+                    "values or arrays, "
                     "or register its class with pytreeckpt.register_class"
                 )
 
-    def array(self, array: AnyArray | ArraySource, identity: Hashable, *, kind: int = n.ARRAY) -> None:
+    def add_array(self, array: AnyArray | ArraySource, identity: Hashable, *, kind: int = n.ARRAY) -> None:
         nodes = self.nodes
         known = self.array_ids.get(identity) if identity is not None else None
         if known is None:
             try:
                 describe(array.dtype)
             except UnsupportedTypeError as error:
-                self.unsupported_array(array, error)
+                raise UnsupportedTypeError(f"{self.where()}: {error}") from None
             known = len(self.arrays)
             self.arrays.append(array)
             if identity is not None:
@@ -249,14 +253,12 @@ class _Builder:
         nodes.kinds.append(kind)
         nodes.arrays.append(known)
 
-    def unsupported_array(self, array: AnyArray | ArraySource, error: UnsupportedTypeError) -> None:
-        raise UnsupportedTypeError(f"{self.where()}: {error}") from None
-
-    def set(self, value: Any, kind: int, stack: list[Any]) -> None:
+    def add_set(self, value: Any, kind: int, stack: list[Any]) -> None:
         for element in value:
-            if not is_element(element):
+            if not is_element(element, self.limits.key_depth):
                 raise UnsupportedTypeError(
-                    f"{self.where()}: a {type(value).__name__} holds a {_type_text(type(element))}; elements are plain values, "
+                    f"{self.where()}: a {type(value).__name__} holds a {_type_text(type(element))}; elements "
+                    "are plain values, "
                     "and tuples and frozensets of these"
                 )
         elements = sorted_elements(value)
@@ -269,7 +271,7 @@ class _Builder:
         self.nodes.counts.append(len(elements))
         stack.extend(reversed(elements))
 
-    def object(self, value: object, expansion: Expansion, stack: list[Any]) -> None:
+    def add_object(self, value: object, expansion: Expansion, stack: list[Any]) -> None:
         if expansion.children:
             self.enter(value, stack)
         type_id = self.type_ids.setdefault(expansion.type, len(self.type_ids))

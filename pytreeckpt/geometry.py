@@ -92,7 +92,8 @@ def _runs(shape: Shape, start: int, stop: int, prefix: Shape, at: int) -> Iterat
 
 
 def covering_ranges(shape: Shape, region: Box, min_items: int) -> Iterator[tuple[int, int]]:
-    """Ranges of items in C order that together hold `region`, ascending, none joined that are `min_items` or more apart.
+    """Ranges of items in C order that together hold `region`, ascending, none joined that are `min_items` or more
+    apart.
 
     As many leading axes are told apart as have rows of at least `min_items`, so the number of ranges is bounded by
     the size of the array over `min_items`.

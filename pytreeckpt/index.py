@@ -25,7 +25,9 @@ IntArray = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 @dataclass(frozen=True, slots=True)
 class ArrayEntry:
-    """An array as the index tells it. `axes`, `cuts`: section 7; `chunk_counts`: per box, empty if the array is inline."""
+    """An array as the index tells it. `axes`, `cuts`: section 7; `chunk_counts`: per box, empty if the array is
+    inline.
+    """
 
     dtype: int
     shape: Shape

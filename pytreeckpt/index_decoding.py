@@ -1,11 +1,11 @@
-"""Raw bytes to `Index` (sections 3 to 8 of the format). Total: any bytes give an index of which every table is consistent,
-or an error with the broken rule.
+"""Raw bytes to `Index` (sections 3 to 8 of the format). Total: any bytes give an index of which every table is
+consistent, or an error with the broken rule.
 """
 
 from __future__ import annotations
 
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Any, Final
 
 import msgpack
@@ -58,7 +58,8 @@ def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
     nodes = _decode_nodes(document["nodes"], document["types"])
     if len(nodes.kinds) > limits.nodes:
         raise LimitError(
-            f"the tree has {len(nodes.kinds)} nodes, more than the limit of {limits.nodes}; raise it with pytreeckpt.limits(nodes=…)"
+            f"the tree has {len(nodes.kinds)} nodes, more than the limit of {limits.nodes}; raise it with "
+            "pytreeckpt.limits(nodes=…)"
         )
     descriptors = [_frozen(entry) for entry in document["dtypes"]]
     dtypes = [parse(descriptor) for descriptor in descriptors]
@@ -230,19 +231,16 @@ def _check_layout(entry: ArrayEntry, *, chunked: bool) -> None:
     if entry.cuts is None:
         return
     for axis, extent in zip(entry.cuts, entry.stored_shape, strict=True):
-        if axis and (
-            axis[0] <= 0 or axis[-1] >= extent or any(low >= high for low, high in zip(axis, axis[1:], strict=False))
-        ):
+        if axis and (axis[0] <= 0 or axis[-1] >= extent or any(low >= high for low, high in pairwise(axis))):
             raise CorruptionError(f"the cuts {axis} of an axis of {extent} are not ascending within it", rule="A-3")
     if not chunked or not any(entry.cuts):
         raise CorruptionError("an array without cuts, or not chunked, says that it has cuts", rule="A-3")
 
 
 def _check_size(entry: ArrayEntry, itemsize: int, *, chunked: bool) -> None:
-    n_items = math.prod(entry.shape)
-    if n_items * itemsize >= _MAX_NBYTES or n_items >= _MAX_NBYTES or max(entry.shape, default=0) >= _MAX_NBYTES:
+    if max(itemsize, 1) * math.prod(extent for extent in entry.shape if extent) >= _MAX_NBYTES:
         raise CorruptionError(f"an array of shape {entry.shape} has 2^63 bytes or more", rule="A-4")
-    if n_items * itemsize == 0 and (chunked or entry.axes is not None):
+    if math.prod(entry.shape) * itemsize == 0 and (chunked or entry.axes is not None):
         raise CorruptionError("an array of zero bytes is chunked or has axes", rule="A-5")
 
 
@@ -292,7 +290,8 @@ def _check_chunks(
         raise CorruptionError("the chunk counts of the arrays do not match the chunk table", rule="A-8")
     if len(chunks) and int(chunks.raw.max()) > limits.chunk_nbytes:
         raise LimitError(
-            f"a chunk has {int(chunks.raw.max())} raw bytes, more than the limit of {limits.chunk_nbytes}; raise it with "
+            f"a chunk has {int(chunks.raw.max())} raw bytes, more than the limit of {limits.chunk_nbytes}; "
+            "raise it with "
             "pytreeckpt.limits(chunk_nbytes=…)"
         )
     codecs = {number: codec_of(number) for number in np.unique(chunks.codec).tolist()}

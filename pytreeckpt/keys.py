@@ -4,33 +4,45 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from typing import Any, Final
 
 from pytreeckpt import nodes as n
+from pytreeckpt.errors import LimitError
 
-PLAIN_KEY_TYPES = frozenset({str, int, bool, float, bytes, type(None)})
-PLAIN_ELEMENT_TYPES = PLAIN_KEY_TYPES | {complex, type(...)}
-
-
-def is_key(value: object) -> bool:
-    """Whether `value` may be a dict key: a plain value or a tuple of keys, by exact type."""
-    return _made_of(value, PLAIN_KEY_TYPES, (tuple,))
+PLAIN_KEY_TYPES: Final[frozenset[type]] = frozenset({str, int, bool, float, bytes, type(None)})
+PLAIN_ELEMENT_TYPES: Final[frozenset[type]] = PLAIN_KEY_TYPES | {complex, type(...)}
 
 
-def is_element(value: object) -> bool:
-    """Whether `value` may be an element of a set."""
-    return _made_of(value, PLAIN_ELEMENT_TYPES, (tuple, frozenset))
+def is_key(value: object, max_depth: int) -> bool:
+    """Whether `value` may be a dict key: a plain value or a tuple of keys, by exact type. Raises `LimitError`."""
+    return _made_of(value, PLAIN_KEY_TYPES, (tuple,), max_depth)
 
 
-def _made_of(value: object, plain: frozenset[type], nested: tuple[type, ...]) -> bool:
-    pending = [value]
+def is_element(value: object, max_depth: int) -> bool:
+    """Whether `value` may be an element of a set. Raises `LimitError`."""
+    return _made_of(value, PLAIN_ELEMENT_TYPES, (tuple, frozenset), max_depth)
+
+
+def _made_of(value: object, plain: frozenset[type], nested: tuple[type, ...], max_depth: int) -> bool:
+    pending: list[tuple[Any, int]] = [(value, 1)]
     while pending:
-        item = pending.pop()
+        item, depth = pending.pop()
         if type(item) in plain:
             continue
         if type(item) not in nested:
             return False
-        pending.extend(item)  # type: ignore[arg-type]  # a tuple or frozenset
+        check_key_depth(depth, max_depth)
+        pending.extend((child, depth + 1) for child in item)
     return True
+
+
+def check_key_depth(depth: int, max_depth: int) -> None:
+    """Python hashes and compares keys recursively, so their depth has a limit of its own."""
+    if depth > max_depth:
+        raise LimitError(
+            f"a key or an element of a set nests deeper than the limit of {max_depth}; "
+            "raise it with pytreeckpt.limits(key_depth=…)"
+        )
 
 
 def key_string(value: object) -> bytes:

@@ -133,7 +133,8 @@ def _array_source(leaf: Leaf, ref: ArrayRef) -> int | _Value:
         return _Value(number_for(leaf.value, np.asarray(ref)))
     if (ref.shape, ref.dtype) != (leaf.wanted.shape, leaf.wanted.dtype):
         raise ValueError(
-            f"the template has {leaf.wanted.dtype}{list(leaf.wanted.shape)}, the checkpoint {ref.dtype}{list(ref.shape)}"
+            f"the template has {leaf.wanted.dtype}{list(leaf.wanted.shape)}, the checkpoint "
+            f"{ref.dtype}{list(ref.shape)}"
         )
     names = ref.type.fields[1:] if ref.type is not None else ()
     problem = leaf.wanted.refuse(ref.type, dict(zip(names, ref.attributes, strict=True)))

@@ -8,7 +8,7 @@ The limits are not rules of the format: a file beyond them is not corrupt, and a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
@@ -26,11 +26,16 @@ class Limits:
     """Nodes of a tree: containers, leaves and dict keys."""
     key_nbytes: int = 64 << 10
     """UTF-8 bytes of one str or bytes that is a dict key."""
+    key_depth: int = 100
+    """Levels of a tuple that is a dict key, or of an element of a set."""
     chunk_nbytes: int = 256 << 20
     """Raw bytes of one chunk."""
+    arrays_nbytes: int = 16 << 40
+    """Bytes of all arrays that one call reads. A small file can hold large arrays: lower it for strangers' files."""
 
 
-_current: ContextVar[Limits] = ContextVar("pytreeckpt_limits", default=Limits())  # noqa: B039 - frozen
+_DEFAULT = Limits()
+_current: ContextVar[Limits] = ContextVar("pytreeckpt_limits", default=_DEFAULT)
 
 
 def current_limits() -> Limits:
@@ -45,15 +50,19 @@ def limits(
     depth: int | None = None,
     nodes: int | None = None,
     key_nbytes: int | None = None,
+    key_depth: int | None = None,
     chunk_nbytes: int | None = None,
-) -> Iterator[Limits]:
+    arrays_nbytes: int | None = None,
+) -> Generator[Limits]:
     """Adjust the limits inside a `with` block (of this thread or task); what is not given stays as it is."""
     asked = {
         "index_nbytes": index_nbytes,
         "depth": depth,
         "nodes": nodes,
         "key_nbytes": key_nbytes,
+        "key_depth": key_depth,
         "chunk_nbytes": chunk_nbytes,
+        "arrays_nbytes": arrays_nbytes,
     }
     changed = replace(_current.get(), **{name: value for name, value in asked.items() if value is not None})
     token = _current.set(changed)

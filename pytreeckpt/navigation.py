@@ -7,7 +7,7 @@ from difflib import get_close_matches
 from typing import Any
 
 from pytreeckpt.errors import PathError
-from pytreeckpt.objects import NamedTupleRecord, Record
+from pytreeckpt.objects import NamedTupleRecord, Record, fields_of
 from pytreeckpt.paths import DictKey, Field, Index, Path, Step
 
 
@@ -40,7 +40,7 @@ def _steps_of(parent: object) -> list[Step]:
     if isinstance(parent, Record):
         return [Field(name) for name in parent]
     if isinstance(parent, NamedTupleRecord):
-        return [Field(name) for name in parent._fields]
+        return [Field(name) for name in fields_of(parent)]
     if isinstance(parent, Sequence) and not isinstance(parent, str | bytes):
         return [Index(index) for index in range(len(parent))]
     return []

@@ -1,10 +1,12 @@
-"""The node stream: a tree as columns, in preorder (section 4 of the format), and what can be said of it without objects."""
+"""The node stream: a tree as columns, in preorder (section 4 of the format), and what can be said of it without
+objects.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -127,9 +129,11 @@ def check_first_use(references: list[int], n_entries: int, *, rule: str, what: s
         )
 
 
-class Visit(NamedTuple):
+@dataclass(frozen=True, slots=True)
+class Visit:
     """A node met by `walk`: where it is in `kinds`, its path, its entry in the column of its payload (or −1), how many
-    children are visited (none of a set or an atomic object), and whether it is an attribute of a wrapper rather than part of the tree.
+    children are visited (none of a set or an atomic object), and whether it is an attribute of a wrapper rather
+    than part of the tree.
     """
 
     position: int

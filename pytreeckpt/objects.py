@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any
+from typing import Any, Self
 
 from pytreeckpt.errors import CorruptionError
 
@@ -121,9 +121,13 @@ def class_name(cls: type) -> str:
 
 
 class Record:
-    """An object whose class is not known here: the same fields, as attributes and by `record["name"]`, and no behaviour."""
+    """An object whose class is not known here: the same fields, as attributes and by `record["name"]`, and no
+    behaviour.
+    """
 
     __slots__ = ("_type", "_values")
+    _type: ObjectType
+    _values: tuple[object, ...]
 
     def __init__(self, type: ObjectType, values: Sequence[object]) -> None:
         object.__setattr__(self, "_type", type)
@@ -153,7 +157,7 @@ class Record:
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Record):
             return NotImplemented
-        return self._type == other._type and self._values == other._values
+        return bool(self._type == other._type and self._values == other._values)
 
     def __hash__(self) -> int:
         return hash((self._type, self._values))
@@ -172,7 +176,8 @@ class NamedTupleRecord(tuple[Any, ...]):
     _type: ObjectType
     _fields: tuple[str, ...]
 
-    def __new__(cls, *values: object) -> NamedTupleRecord:
+    def __new__(cls, *values: object) -> Self:
+        """From the values of the fields, as a namedtuple is made."""
         if len(values) != len(cls._fields):
             raise TypeError(f"{cls._type.name} has {len(cls._fields)} fields, not {len(values)}")
         return super().__new__(cls, values)
@@ -213,8 +218,9 @@ def build_record(type_: ObjectType, values: Sequence[object]) -> Record | NamedT
 
 def record_expansion(record: Record | NamedTupleRecord) -> Expansion:
     """A record stores exactly as what it stands for."""
-    values = record._values if isinstance(record, Record) else tuple(record)  # noqa: SLF001 - the same module's
-    type_ = record._type  # noqa: SLF001
+    # Private to this module rather than to the classes: a public name could be that of a field.
+    values = record._values if isinstance(record, Record) else tuple(record)  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
+    type_ = record._type  # noqa: SLF001  # pyright: ignore[reportPrivateUsage]
     return Expansion(type_, values, lambda new: build_record(type_, new))
 
 

@@ -189,13 +189,12 @@ def compile_glob(pattern: str) -> Callable[[Path], bool]:
     step `**` for any number of steps; `[*]` is any index. So `params` and `params/**` both select all below.
     """
     steps: list[str] = []
-    for token in _tokens(pattern):
-        if token == "**":
+    for part in _parts(pattern):
+        if part == "**":
             steps.append("(?:\0[^\0]+)*")
         else:
-            literal = token if token.startswith(('"', '."')) else None
-            body = re.escape(literal) if literal else _wildcards(token)
-            steps.append("\0" + body)
+            literal = part.startswith(('"', '."'))
+            steps.append("\0" + (re.escape(part) if literal else _wildcards(part)))
     compiled = re.compile("".join(steps) + "(?:\0.*)?", re.DOTALL)
 
     def matches(path: Path) -> bool:
@@ -204,24 +203,25 @@ def compile_glob(pattern: str) -> Callable[[Path], bool]:
     return matches
 
 
-def _wildcards(token: str) -> str:
-    return "".join({"*": "[^\0]*", "?": "[^\0]"}.get(character, re.escape(character)) for character in token)
+def _wildcards(part: str) -> str:
+    return "".join({"*": "[^\0]*", "?": "[^\0]"}.get(character, re.escape(character)) for character in part)
 
 
-_TOKEN = re.compile(r'\[(?:\*|[0-9]+)\]|\.?"(?:[^"\\\x00-\x1f]|\\.)*"|[^/\["]+')
+_PART = re.compile(r'\[(?:\*|[0-9]+)\]|\.?"(?:[^"\\\x00-\x1f]|\\.)*"|[^/\["]+')
 
 
-def _tokens(pattern: str) -> list[str]:
-    tokens: list[str] = []
+def _parts(pattern: str) -> list[str]:
+    parts: list[str] = []
     at = 0
     while at < len(pattern):
-        if pattern[at] == "/" and tokens:
+        if pattern[at] == "/" and parts:
             at += 1
-        match = _TOKEN.match(pattern, at)
+        match = _PART.match(pattern, at)
         if match is None:
             raise PathError(
-                f"cannot read the pattern {pattern!r} at position {at}: a pattern is a path such as params/*/kernel, opt/mu[0] or **/bias"
+                f"cannot read the pattern {pattern!r} at position {at}: a pattern is a path such as "
+                "params/*/kernel, opt/mu[0] or **/bias"
             )
-        tokens.append(match.group())
+        parts.append(match.group())
         at = match.end()
-    return tokens
+    return parts

@@ -1,7 +1,7 @@
 """A save as a value: the tree as nodes, arrays and chunks, and the bytes of the file as a stream.
 
-`plan_save` decides everything but the stored sizes; `stream` encodes chunk after chunk and gives the pieces of the file in
-order. Neither opens a file, so a checkpoint in memory and one on disk are the same thing.
+`plan_save` decides everything but the stored sizes; `stream` encodes chunk after chunk and gives the pieces of the
+file in order. Neither opens a file, so a checkpoint in memory and one on disk are the same thing.
 """
 
 from __future__ import annotations
@@ -150,7 +150,7 @@ def _cut(source: ArraySource, dtype_id: int) -> tuple[ArrayEntry, list[ChunkTask
 def encode_task(task: ChunkTask, compression: Compression) -> EncodedChunk:
     """Stage, compress and digest one chunk. Safe to call from several threads, and deterministic."""
     items = task.source.boxes[task.box](task.start, task.stop)
-    raw = memoryview(items.view(np.uint8))
+    raw = items.view(np.uint8).data
     codec, payload = encode_chunk(raw, task.source.dtype.itemsize, compression)
     digest = xxh128(raw)
     # C-5: one hash is enough for a raw chunk.
@@ -179,11 +179,13 @@ def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map
             yield padding(stored_nbytes)
         at = align(at + stored_nbytes)
     table = np.array(rows, np.int64).reshape(-1, 4)
-    chunks = Chunks(*table.T, check=b"".join(checks), digest=b"".join(digests))
+    offsets, stored_sizes, raw_sizes, numbers = table.T
+    chunks = Chunks(offsets, stored_sizes, raw_sizes, numbers, b"".join(checks), b"".join(digests))
     raw_index = encode_index(plan.nodes, plan.descriptors, plan.arrays, plan.inline, chunks)
     if len(raw_index) > plan.limits.index_nbytes:
         raise LimitError(
-            f"the index has {len(raw_index)} bytes, more than the limit of {plan.limits.index_nbytes}: the tree has very many or "
+            f"the index has {len(raw_index)} bytes, more than the limit of {plan.limits.index_nbytes}: the tree "
+            "has very many or "
             "very long names or values; raise it with pytreeckpt.limits(index_nbytes=…), for reading too"
         )
     compressed = zstd.compress(raw_index, _INDEX_LEVEL)
@@ -194,7 +196,7 @@ def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map
     yield stored
     yield padding(len(stored))
     yield encode_footer(footer)
-    stored_total = int(table[:, 1].sum()) if rows else 0
+    stored_total = int(stored_sizes.sum())
     return Written(
         file_nbytes,
         plan.raw_nbytes + len(plan.inline),

@@ -1,4 +1,6 @@
-"""Read arrays of an open checkpoint: chunks in threads, each put where it belongs, errors with the leaf that they hit."""
+"""Read arrays of an open checkpoint: chunks in threads, each put where it belongs, errors with the leaf that they
+hit.
+"""
 
 from __future__ import annotations
 
@@ -10,9 +12,10 @@ import numpy as np
 
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.codecs import RAW
-from pytreeckpt.errors import CorruptionError, NotMappableError
+from pytreeckpt.errors import CorruptionError, LimitError, NotMappableError
 from pytreeckpt.geometry import Box
 from pytreeckpt.index import Index
+from pytreeckpt.limits import current_limits
 from pytreeckpt.nodes import ARRAY, SCALAR, walk
 from pytreeckpt.paths import Path
 from pytreeckpt.pipeline import Progress, ReportProgress, default_threads, ordered_map
@@ -68,6 +71,7 @@ class ArrayReader:
         threads: int | None = None,
     ) -> dict[int, AnyArray]:
         """The arrays with these numbers, each a fresh array in its saved memory order."""
+        self._check_total(wanted)
         stored: dict[int, AnyArray] = {}
         jobs: list[tuple[int, ChunkRead, Box]] = []
         for array in wanted:
@@ -84,7 +88,9 @@ class ArrayReader:
                 self,
                 array,
                 chunk.row,
-                lambda: read_into_region(self.source, self.index, array, chunk, region, stored[array], verify=verify),
+                lambda: read_into_region(
+                    self.source, self.index, chunk, region=region, out=stored[array], verify=verify
+                ),
             )
 
         total = sum(int(self.index.chunks.raw[chunk.row]) for _, chunk, _ in jobs)
@@ -100,6 +106,14 @@ class ArrayReader:
             progress(Progress(total, total))
         return {array: as_logical(values, self.index.arrays[array]) for array, values in stored.items()}
 
+    def _check_total(self, wanted: Sequence[int]) -> None:
+        total = sum(map(self.index.nbytes, wanted))
+        if total > current_limits().arrays_nbytes:
+            raise LimitError(
+                f"the arrays have {total} bytes, more than the limit of {current_limits().arrays_nbytes}; "
+                "raise it with pytreeckpt.limits(arrays_nbytes=…), or read a part with select="
+            )
+
     def region(self, array: int, region: Box) -> AnyArray:
         """A region of an array in stored order; reads only the chunks that it touches."""
         entry = self.index.arrays[array]
@@ -114,7 +128,7 @@ class ArrayReader:
                 self,
                 array,
                 chunk.row,
-                lambda: read_into_region(self.source, self.index, array, chunk, region, out, verify=True),
+                lambda: read_into_region(self.source, self.index, chunk, region=region, out=out, verify=True),
             )
 
         jobs = chunk_reads(self.index, array, region)
@@ -123,7 +137,9 @@ class ArrayReader:
         return out
 
     def mapped(self, memory: memoryview, wanted: Sequence[int], *, verify: bool) -> dict[int, AnyArray]:
-        """The arrays as views of the mapped file. Raises `NotMappableError` for one that is not stored raw and in one piece."""
+        """The arrays as views of the mapped file. Raises `NotMappableError` for one that is not stored raw and in
+        one piece.
+        """
         arrays: dict[int, AnyArray] = {}
         for array in wanted:
             entry = self.index.arrays[array]
@@ -136,7 +152,8 @@ class ArrayReader:
             in_one_piece = entry.cuts is None and bool((ends[:-1] == chunks.offset[rows][1:]).all())
             if not in_one_piece or bool((chunks.codec[rows] != RAW.number).any()):
                 raise NotMappableError(
-                    f"leaf {self.paths.first(array)}: the array is compressed or in several pieces and cannot be mapped; save with "
+                    f"leaf {self.paths.first(array)}: the array is compressed or in several pieces and cannot "
+                    "be mapped; save with "
                     'compression="none", or restore without mmap'
                 )
             start = int(chunks.offset[rows.start])
@@ -192,8 +209,10 @@ def with_location(reader: ArrayReader, array: int, row: int, do: Callable[[], No
         leaf = reader.paths.first(array)
         chunks = reader.index.chunks
         raise CorruptionError(
-            f"leaf {leaf or 'at the root'}, chunk {row - reader.index.first_chunk[array]} (offset {int(chunks.offset[row])}, "
-            f"{int(chunks.stored[row])} bytes): {error}. `pytreeckpt verify` lists all damaged leaves; restore(select=…) reads the others",
+            f"leaf {leaf or 'at the root'}, chunk {row - reader.index.first_chunk[array]} (offset "
+            f"{int(chunks.offset[row])}, "
+            f"{int(chunks.stored[row])} bytes): {error}. `pytreeckpt verify` lists all damaged leaves; "
+            "restore(select=…) reads the others",
             rule=error.rule,
             leaf=leaf,
         ) from None

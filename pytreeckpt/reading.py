@@ -1,4 +1,6 @@
-"""Reading what an index describes, given only a way to read ranges: chunks, whole arrays, regions. No I/O of its own."""
+"""Reading what an index describes, given only a way to read ranges: chunks, whole arrays, regions. No I/O of its
+own.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +8,7 @@ import math
 from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import Protocol
 
 import numpy as np
@@ -41,7 +43,9 @@ class RangedSource(Protocol):
         ...
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill the buffers, one after the other, with the bytes from `offset` on, or raise `CorruptionError` at the end of the data."""
+        """Fill the buffers, one after the other, with the bytes from `offset` on, or raise `CorruptionError` at
+        the end of the data.
+        """
         ...
 
 
@@ -84,7 +88,8 @@ def read_index(source: RangedSource, footer: Footer, limits: Limits) -> Index:
     """Read and check the index (F-11 to C-6)."""
     if footer.index_raw_nbytes > limits.index_nbytes:
         raise LimitError(
-            f"the index has {footer.index_raw_nbytes} bytes, more than the limit of {limits.index_nbytes}; raise it with "
+            f"the index has {footer.index_raw_nbytes} bytes, more than the limit of {limits.index_nbytes}; "
+            "raise it with "
             "pytreeckpt.limits(index_nbytes=…)"
         )
     stored_nbytes = footer.index_stored_nbytes
@@ -152,11 +157,30 @@ def inline_array(index: Index, array: int) -> AnyArray:
     return stored
 
 
+def scalar_value(index: Index, array: int) -> object:
+    """The numpy scalar that an array of rank 0 stands for."""
+    values = inline_array(index, array)
+    try:
+        match values.dtype.kind:
+            # Indexing would drop zeros at the end of the string.
+            case "S":
+                return np.bytes_(values.tobytes())
+            case "U":
+                order = "utf-32-be" if values.dtype.byteorder == ">" else "utf-32-le"
+                return np.str_(values.tobytes().decode(order, "surrogatepass"))
+    except UnicodeDecodeError as error:
+        raise CorruptionError(
+            f"a scalar of dtype {values.dtype} is not made of code points: {error}", rule="N-11"
+        ) from None
+    return values[()]
+
+
 def flat_bytes(array: AnyArray) -> memoryview:
     """The memory of a C-contiguous array as bytes."""
     if array.nbytes == 0:
         return memoryview(bytearray())
-    return memoryview(array.reshape(-1).view(np.uint8))
+    # As bytes, because ml_dtypes arrays have no buffer protocol of their own.
+    return array.reshape(-1).view(np.uint8).data
 
 
 @dataclass(frozen=True, slots=True)
@@ -190,7 +214,7 @@ def _places(box: Box, common: Box, ends: list[int]) -> list[int]:
     n_chunks = len(ends) - 1
     if common == box or n_chunks == 1:
         return list(range(n_chunks))
-    smallest = min(high - low for low, high in zip(ends, ends[1:], strict=False))
+    smallest = min(high - low for low, high in pairwise(ends))
     places: set[int] = set()
     for low, high in covering_ranges(box.shape, common.relative_to(box.offset), smallest):
         places.update(range(bisect_right(ends, low) - 1, bisect_right(ends, high - 1)))
@@ -198,17 +222,12 @@ def _places(box: Box, common: Box, ends: list[int]) -> list[int]:
 
 
 def read_into_region(
-    source: RangedSource,
-    index: Index,
-    array: int,
-    read_: ChunkRead,
-    region: Box,
-    out: AnyArray,
-    *,
-    verify: bool,
+    source: RangedSource, index: Index, read_: ChunkRead, *, region: Box, out: AnyArray, verify: bool
 ) -> None:
-    """Read one chunk and put what of it lies in `region` into `out`, which is that region of the array in stored order."""
-    itemsize = index.dtypes[index.arrays[array].dtype].itemsize
+    """Read one chunk and put what of it lies in `region` into `out`, which is that region of the array in stored
+    order.
+    """
+    itemsize = out.itemsize
     n_items = read_.stop - read_.start
     if out.flags.c_contiguous and read_.box == region:
         # The items of this chunk are one run of the memory of `out`: no second copy.
@@ -217,7 +236,7 @@ def read_into_region(
         return
     buffer = bytearray(n_items * itemsize)
     read_chunk(source, index, read_.row, itemsize, memoryview(buffer), verify=verify)
-    items = np.frombuffer(buffer, np.uint8).view(out.dtype) if itemsize else out
+    items = np.frombuffer(buffer, np.uint8).view(out.dtype)
     for run in runs(read_.box.shape, read_.start, read_.stop):
         part = Box(tuple(map(sum, zip(run.box.offset, read_.box.offset, strict=True))), run.box.shape)
         common = part.intersect(region)

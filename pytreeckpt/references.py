@@ -29,8 +29,9 @@ class ArrayRef:
     """An array of an open checkpoint that has not been read.
 
     `shape`, `dtype` (numpy's) and `nbytes` are known; `ref[0:8]` reads what the slice touches and gives it back as the
-    framework's own that saved it, `np.asarray(ref)` as numpy, `ref.read(to=…)` as asked. `type_name` is the registered name of
-    what wraps the array (such as `torch.nn.Parameter`), or None. References with the same number `array` are to one shared array.
+    framework's own that saved it, `np.asarray(ref)` as numpy, `ref.read(to=…)` as asked. `type_name` is the
+    registered name of what wraps the array (such as `torch.nn.Parameter`), or None. References with the same
+    number `array` are to one shared array.
     """
 
     __slots__ = ("_entry", "_reader", "array", "attributes", "type")
@@ -75,18 +76,20 @@ class ArrayRef:
         return None if self.type is None else self.type.name
 
     def read(self, selection: Selection = ..., *, to: str = "auto") -> Any:
-        """Read the array, or a basic `selection` (ints, slices, `...`) of it, as `restore` would give it with this `to`."""
+        """Read the array, or a basic `selection` (ints, slices, `...`) of it, as `restore` would give it with this
+        `to`.
+        """
         builder = Builder(to, ())
         array = self._reader.read_region(self.array, selection)
         if self.type is None or builder.adapter_of(self.type) is None:
             builder.warn()
             return builder.leaf(array)
-        return builder.object(self.type, [array, *self.attributes])
+        return builder.build_object(self.type, [array, *self.attributes])
 
     def __getitem__(self, selection: Selection) -> Any:
         return self.read(selection)
 
-    def __array__(self, dtype: AnyDType | None = None, copy: bool | None = None) -> AnyArray:  # noqa: FBT001 - numpy's protocol
+    def __array__(self, dtype: AnyDType | None = None, copy: bool | None = None) -> AnyArray:  # noqa: FBT001 - numpy calls it so
         if copy is False:
             raise ValueError("an array that is read from a file is always a copy")
         array = self._reader.read_region(self.array, ...)

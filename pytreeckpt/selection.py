@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 from types import EllipsisType
+from typing import cast
 
 from pytreeckpt.geometry import Box, Shape
 
@@ -38,7 +40,7 @@ def bounding_box(shape: Shape, selection: Selection) -> tuple[Box, tuple[int | s
             low, high = (min(chosen[0], chosen[-1]), max(chosen[0], chosen[-1]) + 1) if chosen else (0, 0)
             within.append(slice(None, None, chosen.step) if chosen else slice(0, 0))
         else:
-            position = item.__index__()  # type: ignore[union-attr]  # `...` is gone
+            position = operator.index(cast("int", item))
             if not -length <= position < length:
                 raise IndexError(f"index {position} is out of bounds for axis {axis} with size {length}")
             low = position % length

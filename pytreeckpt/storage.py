@@ -60,7 +60,9 @@ _WRITE_NBYTES = 1 << 20
 
 @dataclass(slots=True)
 class _Stage:
-    """A file that is being created: its descriptor, the small pieces not yet written, and the process that writes it."""
+    """A file that is being created: its descriptor, the small pieces not yet written, and the process that writes
+    it.
+    """
 
     descriptor: int = -1
     pending: bytearray = field(default_factory=bytearray)
@@ -154,7 +156,8 @@ class LocalStorage:
         """A forked child runs the same code with the same memory, and must not publish what its parent is writing."""
         if self.stages[temporary].pid != os.getpid():
             raise StorageError(
-                "this process was forked in the middle of a save, which belongs to its parent: nothing was published by it"
+                "this process was forked in the middle of a save, which belongs to its parent: nothing was "
+                "published by it"
             )
 
     def discard(self, temporary: str) -> None:
@@ -197,7 +200,9 @@ class LocalFile:
         self.nbytes = nbytes
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Fill the buffers, one after the other, with the bytes from `offset` on, or raise `CorruptionError` at the end of the data."""
+        """Fill the buffers, one after the other, with the bytes from `offset` on, or raise `CorruptionError` at
+        the end of the data.
+        """
         pending = [buffer for buffer in buffers if len(buffer)]
         while pending:
             try:
@@ -256,7 +261,8 @@ def link(source: str, target: str) -> None:
     except OSError as error:
         if error.errno in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
             raise StorageError(
-                f'the file system of {target} has no hard links, which if_exists="error" needs to be atomic; use if_exists="replace"'
+                f'the file system of {target} has no hard links, which if_exists="error" needs to be atomic; '
+                'use if_exists="replace"'
             ) from error
         raise
 

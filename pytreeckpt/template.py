@@ -1,16 +1,17 @@
 """Templates (`like=`): a checkpoint in the structure, types, frameworks and devices of a given tree.
 
-Leaves are matched by path, where a dict key that is a str and a field of the same name are the same step: a state saved as a
-dict goes into a dataclass, and back. What the template has no leaf for, or the checkpoint, is a mismatch.
+Leaves are matched by path, where a dict key that is a str and a field of the same name are the same step: a state
+saved as a dict goes into a dataclass, and back. What the template has no leaf for, or the checkpoint, is a mismatch.
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -27,7 +28,9 @@ _NUMBERS = (bool, int, float, complex, np.generic)
 
 @dataclass(frozen=True, slots=True)
 class Leaf:
-    """A leaf of a template: its path, and the array it asks for, or its plain value (an empty container counts as one)."""
+    """A leaf of a template: its path, and the array it asks for, or its plain value (an empty container counts as
+    one).
+    """
 
     path: Path
     wanted: LeafTemplate | None
@@ -131,7 +134,7 @@ def _level(value: Any, expand: Callable[[object], ArraySource | Expansion | None
         if expansion.type.class_kind is not ClassKind.WRAPPER:
             return [Field(name) for name in expansion.type.fields], expansion.children, expansion.rebuild
         if isinstance(expansion.children[0], dict | list | tuple) and expansion.children[0]:
-            return _wrapper_level(expansion)
+            return _wrapper_level(expansion, expansion.rebuild)
         return None
     if expansion is None:
         raise UnsupportedTypeError(
@@ -140,11 +143,9 @@ def _level(value: Any, expand: Callable[[object], ArraySource | Expansion | None
     return None
 
 
-def _wrapper_level(expansion: Expansion) -> _Level:
+def _wrapper_level(expansion: Expansion, rebuild: Callable[[Sequence[Any]], object]) -> _Level:
     # The wrapped container and its attributes as one level: attributes come from the template.
     attributes = expansion.children[1:]
-    rebuild = expansion.rebuild
-    assert rebuild is not None  # noqa: S101 - the caller has looked
     return [None], [expansion.children[0]], lambda new: rebuild([new[0], *attributes])
 
 
@@ -154,13 +155,17 @@ def number_for(template: object, stored: object) -> object:
         stored = stored[()]
     if type(template) is type(stored):
         return stored
-    if isinstance(template, np.generic):
-        converted: object = np.asarray(stored).astype(template.dtype)[()]
-    else:
-        plain = stored.item() if isinstance(stored, np.generic) else stored
-        converted = type(template)(plain)  # type: ignore[call-arg]
-    if converted == stored or _both_nan(converted, stored):
-        return converted
+    plain = stored.item() if isinstance(stored, np.generic) else stored
+    # Any: the class of a number, called with a number.
+    convert: Any = np.dtype(type(template)).type if isinstance(template, np.generic) else type(template)
+    try:
+        with np.errstate(all="ignore"), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # what is lost is seen by comparing
+            converted = convert(plain)
+    except (TypeError, OverflowError):
+        converted = None
+    if converted is not None and (converted == stored or _both_nan(converted, stored)):
+        return cast("object", converted)
     raise ValueError(f"{stored!r} is no {type(template).__name__}")
 
 

@@ -6,13 +6,14 @@ Runs of nodes of one kind are taken at once; nothing recurses, whatever the dept
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, Final
+from dataclasses import dataclass
+from typing import Any, ClassVar, Final, Self, cast
 
 import numpy as np
 
 from pytreeckpt import nodes as n
 from pytreeckpt.errors import CorruptionError, LimitError
-from pytreeckpt.keys import bigint_bytes, key_string
+from pytreeckpt.keys import bigint_bytes, check_key_depth, key_string
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes, path_at
 from pytreeckpt.objects import ClassKind, ObjectType
@@ -21,12 +22,13 @@ from pytreeckpt.objects import ClassKind, ObjectType
 class Unselected:
     """Stands in a list, tuple or record for an item that `select` left out, so that the others keep their places."""
 
-    _instance: Unselected | None = None
+    _instance: ClassVar[Any] = None
 
-    def __new__(cls) -> Unselected:
+    def __new__(cls) -> Self:
+        """There is one."""
         if cls._instance is None:
             cls._instance = super().__new__(cls)
-        return cls._instance
+        return cast("Self", cls._instance)
 
     def __repr__(self) -> str:
         return "pytreeckpt.UNSELECTED"
@@ -39,43 +41,33 @@ UNSELECTED: Final = Unselected()
 
 _CONSTANTS: Final[dict[int, object]] = {n.NONE: None, n.FALSE: False, n.TRUE: True, n.ELLIPSIS: ...}
 
-BuildArray = Callable[[int], object]
-BuildObject = Callable[[ObjectType, Sequence[Any]], object]
+
+@dataclass(frozen=True, slots=True)
+class Build:
+    """What stands in the tree for arrays, scalars and objects.
+
+    `array` and `scalar` give the value for an entry of the node column `arrays`, `object` an object from the values of
+    its fields.
+    """
+
+    array: Callable[[int], Any]
+    scalar: Callable[[int], Any]
+    object: Callable[[ObjectType, Sequence[Any]], Any]
 
 
-def unflatten(
-    nodes: Nodes,
-    *,
-    array: BuildArray,
-    scalar: BuildArray,
-    build: BuildObject,
-    limits: Limits,
-    unselected: bytes | bytearray | None = None,
-) -> tuple[Any, Any]:
+def unflatten(nodes: Nodes, build: Build, *, limits: Limits, unselected: bytes | bytearray = b"") -> tuple[Any, Any]:
     """The metadata and the tree of a stream that `validate_nodes` has passed.
 
-    `array` and `scalar` give the value for an entry of the array table, `build` an object from the values of its
-    fields. `unselected[position]` is 1 for leaves to leave out: dicts drop them, other containers hold `UNSELECTED`;
-    a container of which nothing is left goes too.
+    `unselected`, if given, has a byte for each node, 1 for the leaves to leave out: dicts drop them, other containers
+    hold `UNSELECTED`; a container of which nothing is left goes too.
     Raises `CorruptionError` (N-4 to N-6, N-8) and `LimitError`.
     """
-    reader = _Backwards(nodes, array, scalar, build, limits, unselected)
-    return reader.read()
+    return _Backwards(nodes, build, limits, unselected).read()
 
 
 class _Backwards:
-    def __init__(
-        self,
-        nodes: Nodes,
-        array: BuildArray,
-        scalar: BuildArray,
-        build: BuildObject,
-        limits: Limits,
-        unselected: bytes | bytearray | None,
-    ) -> None:
+    def __init__(self, nodes: Nodes, build: Build, limits: Limits, unselected: bytes | bytearray) -> None:
         self.nodes = nodes
-        self.build_array = array
-        self.build_scalar = scalar
         self.build = build
         self.limits = limits
         self.unselected = unselected
@@ -101,7 +93,7 @@ class _Backwards:
                 self.leaves(kind, start, end)
             elif kind == n.OBJECT:
                 for position in range(end - 1, start - 1, -1):
-                    self.object(position)
+                    self.add_object(position)
             else:
                 for position in range(end - 1, start - 1, -1):
                     self.container(kind, position)
@@ -124,8 +116,8 @@ class _Backwards:
             values.extend(reversed(nodes.floats[self.floats : self.floats + count]))
         elif kind in {n.ARRAY, n.SCALAR}:
             self.arrays -= count
-            entries = reversed(nodes.arrays[self.arrays : self.arrays + count])
-            values.extend(map(self.build_array if kind == n.ARRAY else self.build_scalar, entries))
+            build = self.build.array if kind == n.ARRAY else self.build.scalar
+            values.extend(map(build, reversed(range(self.arrays, self.arrays + count))))
         elif kind == n.BYTES:
             self.blobs -= count
             values.extend(reversed(nodes.blobs[self.blobs : self.blobs + count]))
@@ -136,15 +128,13 @@ class _Backwards:
             self.floats -= 2 * count
             parts = nodes.floats[self.floats : self.floats + 2 * count]
             values.extend(reversed([complex(*pair) for pair in zip(parts[::2], parts[1::2], strict=True)]))
-        if self.unselected is not None:
+        if self.unselected:
             self.leave_out(start, end)
 
     def leave_out(self, start: int, end: int) -> None:
-        marks = self.unselected
-        assert marks is not None  # noqa: S101 - the caller has looked
         top = len(self.values) - 1
         for position in range(start, end):
-            if marks[position]:
+            if self.unselected[position]:
                 self.values[top - (position - start)] = UNSELECTED
 
     def bigint(self, blob: bytes) -> int:
@@ -165,7 +155,8 @@ class _Backwards:
         height += 1
         if height > self.limits.depth:
             raise LimitError(
-                f"the tree is deeper than the limit of {self.limits.depth} levels; raise it with pytreeckpt.limits(depth=…)"
+                f"the tree is deeper than the limit of {self.limits.depth} levels; raise it with "
+                "pytreeckpt.limits(depth=…)"
             )
         heights.append((place, height))
         taken = values[place:]
@@ -176,22 +167,21 @@ class _Backwards:
     def container(self, kind: int, position: int) -> None:
         self.counts -= 1
         count = self.nodes.counts[self.counts]
-        marks = self.unselected
         if kind == n.DICT:
-            value = self.dict(position, count)
+            value = self.take_dict(position, count)
         elif kind in {n.SET, n.FROZENSET}:
-            value = self.set(kind, position, count)
+            value = self.take_set(kind, position, count)
         else:
             children = self.take(count)
-            if marks is not None and children and all(child is UNSELECTED for child in children):
+            if self.unselected and children and all(child is UNSELECTED for child in children):
                 value = UNSELECTED
             else:
                 value = children if kind == n.LIST else tuple(children)
-        if marks is not None and marks[position]:
+        if self.unselected and self.unselected[position]:
             value = UNSELECTED
         self.values.append(value)
 
-    def dict(self, position: int, count: int) -> object:
+    def take_dict(self, position: int, count: int) -> object:
         self.check_kinds(position, count, n.KEY_KINDS, bytes([n.TUPLE]))
         both = self.take(2 * count)
         keys, children = both[:count], both[count:]
@@ -210,12 +200,12 @@ class _Backwards:
                     f"{self.where(position)}: a dict key is longer than the limit of {self.limits.key_nbytes} bytes; "
                     "raise it with pytreeckpt.limits(key_nbytes=…)"
                 )
-        if self.unselected is None or not count:
+        if not self.unselected or not count:
             return result
         kept = {key: child for key, child in result.items() if child is not UNSELECTED}
         return kept or UNSELECTED
 
-    def set(self, kind: int, position: int, count: int) -> object:
+    def take_set(self, kind: int, position: int, count: int) -> object:
         self.check_kinds(position, count, n.ELEMENT_KINDS, bytes([n.TUPLE, n.FROZENSET]))
         elements = self.take(count)
         try:
@@ -238,33 +228,36 @@ class _Backwards:
             return
         at = position + 1
         counts = self.counts + 1
-        owed = count
+        # How many subtrees are still owed on each level of nesting.
+        owed = [count]
         while owed:
+            if not owed[-1]:
+                owed.pop()
+                continue
+            owed[-1] -= 1
             kind = kinds[at]
             at += 1
-            owed -= 1
             if kind in nested:
-                owed += self.nodes.counts[counts]
+                check_key_depth(len(owed), self.limits.key_depth)
+                owed.append(self.nodes.counts[counts])
                 counts += 1
             elif kind not in plain:
                 what = "key" if kinds[position] == n.DICT else "element"
                 raise CorruptionError(f"{self.where(position)}: a node of kind {kind} cannot be a {what}", rule="N-5")
 
-    def object(self, position: int) -> None:
+    def add_object(self, position: int) -> None:
         self.objects -= 1
         type_ = self.nodes.types[self.nodes.objects[self.objects]]
         children = self.take(len(type_.fields))
-        if self.unselected is not None and self.left_out(type_, children, position):
+        if self.unselected and self.left_out(type_, children, position):
             self.values.append(UNSELECTED)
         else:
-            self.values.append(self.build(type_, children))
+            self.values.append(self.build.object(type_, children))
 
     def left_out(self, type_: ObjectType, children: Sequence[object], position: int) -> bool:
-        marks = self.unselected
-        assert marks is not None  # noqa: S101 - the caller has looked
         if type_.class_kind is ClassKind.WRAPPER:
-            return bool(marks[position]) or children[0] is UNSELECTED
-        return bool(marks[position]) or (bool(children) and all(child is UNSELECTED for child in children))
+            return bool(self.unselected[position]) or children[0] is UNSELECTED
+        return bool(self.unselected[position]) or (bool(children) and all(child is UNSELECTED for child in children))
 
     def where(self, position: int) -> str:
         try:

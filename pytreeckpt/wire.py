@@ -95,8 +95,8 @@ def check_preamble(preamble: bytes) -> None:
     _, version, _, features, _ = _PREAMBLE.unpack(preamble)
     if version != VERSION:
         raise FormatVersionError(
-            f"the file has format version {version}, and this reader knows version {VERSION}; the file is not damaged if a "
-            "newer pytreeckpt reads it",
+            f"the file has format version {version}, and this reader knows version {VERSION}; the file need not be "
+            "damaged: a newer pytreeckpt may read it",
             rule="F-2",
         )
     if features:
@@ -108,14 +108,17 @@ def check_preamble(preamble: bytes) -> None:
 
 
 def decode_footer(preamble: bytes, footer: bytes, file_nbytes: int) -> Footer:
-    """F-4 to F-10: check the preamble (of a known version) and the footer against each other and the length of the file."""
+    """F-4 to F-10: check the preamble (of a known version) and the footer against each other and the length of the
+    file.
+    """
     if file_nbytes < PREAMBLE_NBYTES + FOOTER_NBYTES:
         raise CorruptionError(
             f"the file is {file_nbytes} bytes long, shorter than any checkpoint: it is torn", rule="F-4"
         )
     if footer[-8:] != END_MAGIC:
         raise CorruptionError(
-            f"the file of {file_nbytes} bytes has no footer: it was not written to its end, was cut, or has bytes after its end",
+            f"the file of {file_nbytes} bytes has no footer: it was not written to its end, was cut, or has "
+            "bytes after its end",
             rule="F-5",
         )
     if footer[112:120] != xxh64(preamble + footer[:_CHECKED_FOOTER_NBYTES]):

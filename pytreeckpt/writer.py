@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Generator, Iterable
+from typing import cast
+
 from pytreeckpt.codecs import Compression
-from pytreeckpt.commit import Durability, IfExists, LinkFile, RenameFile, WriteFile, commit
+from pytreeckpt.commit import Durability, IfExists, LinkFile, Operation, RenameFile, Target, commit
 from pytreeckpt.errors import CheckpointExistsError, NotDurableError, PytreeckptError
 from pytreeckpt.pipeline import Progress, ReportProgress, default_threads, ordered_map
-from pytreeckpt.planning import SavePlan, Written, stream
+from pytreeckpt.planning import ChunkTask, EncodedChunk, SavePlan, Written, stream
 from pytreeckpt.storage import Storage, storage_error
 
 
@@ -29,47 +32,55 @@ def write_checkpoint(
     done = 0
     total = plan.raw_nbytes
 
-    def encode_all(function, tasks):  # type: ignore[no-untyped-def]  # planning.EncodeAll
+    def encode_all(
+        function: Callable[[ChunkTask], EncodedChunk], tasks: Iterable[ChunkTask]
+    ) -> Generator[EncodedChunk, None, None]:
         nonlocal done
-        for task, chunk in zip(tasks, ordered_map(function, tasks, threads=n_threads), strict=True):
+        for chunk in ordered_map(function, tasks, threads=n_threads):
             yield chunk
-            done += (task.stop - task.start) * task.source.dtype.itemsize
+            done += chunk.raw_nbytes
             if progress is not None and done < total:
                 progress(Progress(done, total))
 
-    operations = commit(target, stream(plan, compression, encode_all), if_exists=if_exists, durability=durability)
+    pieces = stream(plan, compression, encode_all)
+    written = _run(storage, target, commit(target, pieces, if_exists=if_exists, durability=durability))
+    if progress is not None:
+        progress(Progress(total, total))
+    return written
+
+
+def _run(storage: Storage, target: Target, operations: Generator[Operation, None, Written]) -> Written:
+    """Apply the operations one by one; when one fails, remove the temporary file and say what was published."""
     published = False
-    operation = None
+    operation: Operation | None = None
     try:
         while True:
             try:
                 operation = next(operations)
             except StopIteration as end:
-                written: Written = end.value
-                break
+                return cast("Written", end.value)
             storage.apply(operation)
             published = published or isinstance(operation, RenameFile | LinkFile)
-    except FileExistsError as error:
-        if isinstance(operation, LinkFile):
-            raise CheckpointExistsError(
-                f"{path} exists: another writer was first; this checkpoint was not published"
-            ) from error
-        raise storage_error(error, f"cannot write {path}, nothing was published") from error
     except PytreeckptError:
         raise
     except OSError as error:
-        if published:
-            raise NotDurableError(
-                f"{path} was published, but {type(operation).__name__} failed afterwards ({error}): it may not survive a power cut; "
-                "save it again"
-            ) from error
-        doing = "writing" if isinstance(operation, WriteFile) else type(operation).__name__
-        raise storage_error(error, f"{path} was not published, {doing} {target.temporary} failed") from error
+        raise _explained(error, target, operation, published=published) from error
     finally:
         try:
             operations.close()
         finally:
             storage.discard(target.temporary)
-    if progress is not None:
-        progress(Progress(total, total))
-    return written
+
+
+def _explained(error: OSError, target: Target, operation: Operation | None, *, published: bool) -> PytreeckptError:
+    doing = type(operation).__name__
+    if isinstance(operation, LinkFile) and isinstance(error, FileExistsError):
+        return CheckpointExistsError(
+            f"{target.path} exists: another writer was first; this checkpoint was not published"
+        )
+    if published:
+        return NotDurableError(
+            f"{target.path} was published, but {doing} failed afterwards ({error}): it may not survive a power "
+            "cut; save it again"
+        )
+    return storage_error(error, f"{target.path} was not published: {doing} failed")
