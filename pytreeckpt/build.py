@@ -78,12 +78,20 @@ class Builder:
                     f'to={to!r}: {to} is not installed; install it, or restore with to="numpy"', name=to
                 )
         self.adapters: dict[str, Adapter | None] = {}
-        self.shared: dict[object, tuple[object, object]] = {}
+        self.tied: dict[int, object] = {}
+        self.shared: dict[object, object] = {}
         self.missing: dict[str, int] = {}
 
     def leaf(self, array: AnyArray) -> object:
         """A plain array as what `to` asks for. Raises `UnsupportedTypeError` if the framework cannot hold it."""
         return array if self.target is None else self.target.from_array(array)
+
+    def leaf_of_many(self, array: AnyArray) -> object:
+        """As `leaf`, for an array that stands at several places of the tree: its wrappers are made once."""
+        leaf = self.leaf(array)
+        # Kept, so that its id stays its own.
+        self.tied[id(leaf)] = leaf
+        return leaf
 
     def build_object(self, type_: ObjectType, values: Sequence[Any]) -> object:
         """The object of this type with these values of its fields."""
@@ -120,19 +128,14 @@ class Builder:
         adapter = self.adapter_of(type_)
         if adapter is None:
             return values[0]
+        fields = dict(zip(type_.fields, values, strict=True))
+        if id(values[0]) not in self.tied:
+            return adapter.build(type_.name, fields)
         # Tied arrays stay tied: the same array wrapped in the same way is one object.
-        try:
-            key = (type_, id(values[0]), tuple(values[1:]))
-            hash(key)
-        except TypeError:
-            key = None
-        if key is not None and key in self.shared:
-            return self.shared[key][1]
-        built = adapter.build(type_.name, dict(zip(type_.fields, values, strict=True)))
-        if key is not None:
-            # The wrapped value is kept so that its id stays its own.
-            self.shared[key] = (values[0], built)
-        return built
+        key = (type_, id(values[0]), repr(values[1:]))
+        if key not in self.shared:
+            self.shared[key] = adapter.build(type_.name, fields)
+        return self.shared[key]
 
     def adapter_of(self, type_: ObjectType) -> Adapter | None:
         """The adapter to build this type with, if it is wanted and there is one."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from difflib import get_close_matches
 from types import TracebackType
@@ -164,17 +165,23 @@ class Checkpoint:
             }
             wanted = sorted(kept)
         arrays = self.read_arrays(wanted, mmap=mmap, verify=verify, progress=progress)
+        uses = Counter(nodes.arrays)
         leaves: dict[int, object] = {}
         refused: list[str] = []
 
         def array(occurrence: int) -> object:
             number = nodes.arrays[occurrence]
-            if number not in leaves and number in arrays:
-                try:
-                    leaves[number] = builder.leaf(arrays[number])
-                except UnsupportedTypeError as error:
-                    refused.append(f"{self._reader.paths.first(number)}: {error}")
-                    leaves[number] = None
+            if number not in arrays:
+                # Left out by `select`, or one of several places of an array that is built already.
+                return leaves.get(number)
+            try:
+                # Not kept here: a framework that copies would hold every array twice.
+                values = arrays.pop(number)
+                if uses[number] == 1:
+                    return builder.leaf(values)
+                leaves[number] = builder.leaf_of_many(values)
+            except UnsupportedTypeError as error:
+                refused.append(f"{self._reader.paths.first(number)}: {error}")
             return leaves.get(number)
 
         build = Build(array, self._scalar, builder.build_object)
