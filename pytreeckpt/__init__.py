@@ -28,6 +28,7 @@ from pytreeckpt.errors import (
     UnsupportedTypeError,
 )
 from pytreeckpt.expand import register_class
+from pytreeckpt.geometry import Box, Run, runs
 from pytreeckpt.limits import Limits, current_limits, limits
 from pytreeckpt.objects import ClassKind, Expansion, NamedTupleRecord, ObjectType, Record
 from pytreeckpt.paths import DictKey, Field, Index, Path
@@ -42,6 +43,7 @@ __all__ = [
     "Adapter",
     "ArrayRef",
     "ArraySource",
+    "Box",
     "Checkpoint",
     "CheckpointExistsError",
     "CheckpointNotFoundError",
@@ -66,6 +68,7 @@ __all__ = [
     "Progress",
     "PytreeckptError",
     "Record",
+    "Run",
     "SaveReport",
     "StorageError",
     "StructureMismatchError",
@@ -79,6 +82,7 @@ __all__ = [
     "register_adapter",
     "register_class",
     "restore",
+    "runs",
     "save",
     "source_of",
     "verify",

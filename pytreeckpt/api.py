@@ -64,7 +64,7 @@ def save(
     begin = time.perf_counter()
     _check_choice("if_exists", if_exists, ("replace", "error"))
     _check_choice("durability", durability, ("durable", "atomic"))
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     plan = _plan(tree, metadata, compression)
     written = write_checkpoint(
         LocalStorage(),
@@ -109,7 +109,7 @@ def open(path: StrPath) -> Checkpoint:
 
     Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError` and `LimitError`.
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     file = LocalStorage().open(name)
     try:
         return Checkpoint(file, name)
@@ -175,14 +175,16 @@ def decode(
 
 @dataclass(frozen=True, slots=True)
 class Problem:
-    """Something wrong with a file: the broken rule of the format, the damaged leaf if it is in one, and a message
-    with the place.
+    """Something wrong with a file: the broken rule of the format, a message with the place, and, if the damage is in a
+    leaf, its path and the number and offset of its damaged chunk.
     """
 
     kind: Literal["corrupt", "unknown version", "beyond limits"]
     rule: str | None
     leaf: str | None
     message: str
+    chunk: int | None = None
+    offset: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -208,7 +210,7 @@ def verify(path: StrPath, *, progress: ReportProgress | None = None) -> VerifyRe
 
     Raises `CheckpointNotFoundError` and `StorageError`; everything about the content of the file is in the report.
     """
-    name = os.fspath(path)
+    name = os.fsdecode(path)
     file = LocalStorage().open(name)
     try:
         try:
@@ -224,7 +226,7 @@ def verify(path: StrPath, *, progress: ReportProgress | None = None) -> VerifyRe
 
 def _problem(error: CorruptionError | FormatVersionError | LimitError) -> Problem:
     if isinstance(error, CorruptionError):
-        return Problem("corrupt", error.rule, error.leaf, str(error))
+        return Problem("corrupt", error.rule, error.leaf, str(error), error.chunk, error.offset)
     if isinstance(error, FormatVersionError):
         return Problem("unknown version", error.rule, None, str(error))
     return Problem("beyond limits", None, None, str(error))

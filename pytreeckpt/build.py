@@ -9,7 +9,7 @@ from __future__ import annotations
 import types as python_types
 import warnings
 from argparse import Namespace
-from collections import OrderedDict, deque
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields as dataclass_fields
 from dataclasses import is_dataclass
@@ -30,6 +30,8 @@ from pytreeckpt.expand import (
     build_dataclass,
     counter,
     default_dict,
+    full_deque,
+    namespace,
     object_array,
     path_class,
     registered_class,
@@ -41,7 +43,7 @@ _PYTHON: Final[Mapping[str, Callable[..., object]]] = {
     "python.OrderedDict": OrderedDict,
     "python.defaultdict": default_dict,
     "python.Counter": counter,
-    "python.deque": deque,
+    "python.deque": full_deque,
     "python.bytearray": bytearray,
     "python.Path": lambda text, flavour: path_class(flavour)(text),
     "python.range": range,
@@ -49,6 +51,19 @@ _PYTHON: Final[Mapping[str, Callable[..., object]]] = {
     "numpy.ObjectArray": object_array,
     "numpy.StringArray": string_array,
     "numpy.dtype": dtypes.parse,
+}
+# The exact types of the fields, without which `bytearray(1 << 40)` would be a bomb. A slice may hold anything.
+_FIELD_TYPES: Final[Mapping[str, tuple[tuple[type, ...], ...]]] = {
+    "python.OrderedDict": ((dict,),),
+    "python.defaultdict": ((dict,),),
+    "python.Counter": ((dict,),),
+    "python.deque": ((list,), (int, type(None))),
+    "python.bytearray": ((bytes,),),
+    "python.Path": ((str,), (str,)),
+    "python.range": ((int,), (int,), (int,)),
+    "numpy.ObjectArray": ((list,), (tuple,)),
+    "numpy.StringArray": ((list,), (tuple,), (bool,), (tuple,)),
+    "numpy.dtype": ((str, list),),
 }
 _NAMESPACES: Final[Mapping[str, type]] = {
     "python.Namespace": Namespace,
@@ -99,15 +114,19 @@ class Builder:
             return self.known_object(type_, values)
         except (StructureMismatchError, UnsupportedTypeError, FormatVersionError, LimitError):
             raise
-        except (TypeError, ValueError, OverflowError, MemoryError, AttributeError) as error:
+        except (
+            *(TypeError, ValueError, AttributeError, LookupError),
+            *(ArithmeticError, MemoryError, RecursionError),
+        ) as error:
             raise CorruptionError(f"the fields of a {type_.name} make no {type_.name}: {error}", rule="T-4") from error
 
     def known_object(self, type_: ObjectType, values: Sequence[Any]) -> object:
         """As `build_object`, with whatever error the values cause."""
         if type_.name in _PYTHON:
+            _check_fields(type_, values)
             return _PYTHON[type_.name](*values)
         if type_.name in _NAMESPACES:
-            return _NAMESPACES[type_.name](**dict(zip(type_.fields, values, strict=True)))
+            return namespace(_NAMESPACES[type_.name], type_.fields, values)
         if type_.class_kind is ClassKind.WRAPPER:
             return self.wrapper(type_, values)
         if type_.class_kind is ClassKind.RECORD:
@@ -160,6 +179,12 @@ class Builder:
             UserWarning,
             stacklevel=4,
         )
+
+
+def _check_fields(type_: ObjectType, values: Sequence[object]) -> None:
+    for field, value, allowed in zip(type_.fields, values, _FIELD_TYPES.get(type_.name, ()), strict=False):
+        if type(value) not in allowed:
+            raise TypeError(f"{field} is a {type(value).__name__}")
 
 
 def rebuild_class(cls: type, type_: ObjectType, values: Sequence[object]) -> object:

@@ -6,6 +6,7 @@ A descriptor is what the dtype table of a file holds: a name, or a tuple that be
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Mapping, Sequence
 from functools import lru_cache
 from typing import Any, Literal, cast
@@ -77,7 +78,10 @@ _UNAVAILABLE = (set(_ML_DTYPES) | set(_EXTENDED)) - set(_SIMPLE)
 def describe(dtype: AnyDType) -> Descriptor:
     """The descriptor of `dtype`. Raises `UnsupportedTypeError` for object, StringDType and unknown user dtypes."""
     name = _NAME_OF.get(dtype)
-    return name if name is not None else _describe_parametric(dtype)
+    if name is not None:
+        return name
+    # Not from the cache: numpy calls dtypes equal that differ in `isalignedstruct`.
+    return _describe_struct(dtype) if dtype.names is not None else _describe_parametric(dtype)
 
 
 @lru_cache(maxsize=4096)
@@ -92,13 +96,20 @@ def _describe_parametric(dtype: AnyDType) -> Descriptor:
         case "M" | "m":
             unit, count = np.datetime_data(cast("np.dtype[np.datetime64]", dtype))
             descriptor = (("datetime64" if dtype.kind == "M" else "timedelta64") + order, unit, count)
-        case "V" if dtype.names is not None:
-            descriptor = _describe_struct(dtype)
         case "V" if dtype.type is np.void:
             descriptor = ("void", dtype.itemsize)
-    if descriptor is None or parse(descriptor) != dtype:
-        raise UnsupportedTypeError(f"arrays of dtype {dtype} cannot be stored")
-    return descriptor
+    return _checked(descriptor, dtype)
+
+
+def _checked(descriptor: Descriptor | None, dtype: AnyDType) -> Descriptor:
+    """The descriptor, if it gives the dtype back."""
+    try:
+        if descriptor is not None and parse(descriptor) == dtype:
+            return descriptor
+    except CorruptionError:
+        # Of 2 GiB and more, or a struct that nests too deeply.
+        pass
+    raise UnsupportedTypeError(f"arrays of dtype {dtype} cannot be stored")
 
 
 def _describe_struct(dtype: AnyDType) -> Descriptor:
@@ -106,9 +117,23 @@ def _describe_struct(dtype: AnyDType) -> Descriptor:
     for name, (field, offset, *title) in fields_of(dtype).items():
         if title and not isinstance(title[0], str):
             raise UnsupportedTypeError(f"the title {title[0]!r} of field {name!r} of dtype {dtype} is not a str")
+        if _has_surrogate(name + "".join(title)):
+            raise UnsupportedTypeError(
+                f"the name or title of the field {name!r} of a struct dtype has a lone surrogate"
+            )
         base, extents = field.subdtype or (field, ())
         fields.append((name, title[0] if title else None, describe(base), offset, tuple(extents)))
-    return ("struct", dtype.itemsize, dtype.isalignedstruct, tuple(fields))
+    descriptor = ("struct", dtype.itemsize, dtype.isalignedstruct, tuple(fields))
+    # Items of another type, such as numpy.record, would come back as numpy.void.
+    return _checked(descriptor if dtype.type is np.void else None, dtype)
+
+
+def _has_surrogate(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return True
+    return False
 
 
 def parse(descriptor: object) -> AnyDType:
@@ -135,7 +160,7 @@ def _parse(descriptor: object, depth: int) -> AnyDType:
             )
         case ["bytes", int(n)] if _bounded(n):
             return np.dtype((np.bytes_, n))
-        case ["str" | "str_be" as name, int(n)] if _bounded(4 * n):
+        case ["str" | "str_be" as name, int(n)] if _bounded(n) and _bounded(4 * n):
             return np.dtype((np.str_, n)).newbyteorder(_order(name))
         case ["void", int(n)] if _bounded(n):
             return np.dtype((np.void, n))
@@ -159,7 +184,10 @@ def _order(name: str) -> Literal[">", "<"]:
 
 
 def _shown(descriptor: object) -> str:
-    text = repr(descriptor)
+    try:
+        text = reprlib.repr(descriptor)
+    except RecursionError:
+        return f"a {type(descriptor).__name__}"
     return text if len(text) <= 80 else text[:77] + "..."
 
 

@@ -28,16 +28,22 @@ class CheckpointExistsError(PytreeckptError, FileExistsError):
 class CorruptionError(PytreeckptError, ValueError):
     """The bytes break a rule of the format: the file is damaged, torn, or was never a checkpoint.
 
-    `rule` is the number of the broken rule; `leaf` the text of the path of the damaged leaf, if the damage is in one.
+    `rule` is the number of the broken rule. If the damage is in a leaf: `leaf` is the text of its path, `chunk` the number of its
+    damaged chunk, and `offset` the place of that chunk in the file, in bytes.
     """
 
-    def __init__(self, message: str, *, rule: str, leaf: str | None = None) -> None:
+    def __init__(
+        self, message: str, *, rule: str, leaf: str | None = None, chunk: int | None = None, offset: int | None = None
+    ) -> None:
         super().__init__(message)
         self.rule = rule
         self.leaf = leaf
+        self.chunk = chunk
+        self.offset = offset
 
     def __reduce__(self) -> tuple[object, ...]:
-        return _rebuild, (type(self), self.args[0], {"rule": self.rule, "leaf": self.leaf})
+        place = {"rule": self.rule, "leaf": self.leaf, "chunk": self.chunk, "offset": self.offset}
+        return _rebuild, (type(self), self.args[0], place)
 
 
 class NotACheckpointError(CorruptionError):

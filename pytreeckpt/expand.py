@@ -58,9 +58,11 @@ def register_class(
     `to_fields(instance)` gives a dict of named fields, whose values may be anything that a tree may hold;
     `from_fields` makes an instance from such a dict. In the file the object is a record called `name` (by default
     `module:qualified name`); where the class is not registered it comes back as a `Record` with these fields.
-    Raises `ValueError` if the name is taken by another class.
+    Raises `ValueError` if the name is empty or taken by another class.
     """
     name = class_name(cls) if name is None else name
+    if not name:
+        raise ValueError("the name of a class cannot be empty")
     if name in REGISTERED or (name in _by_name and _by_class.get(cls) is not _by_name[name]):
         raise ValueError(f"the name {name!r} is taken; give another one with name=")
     entry = RegisteredClass(name, to_fields, from_fields)
@@ -109,6 +111,13 @@ def counter(items: Mapping[object, Any]) -> Counter[object]:
     return filled
 
 
+def full_deque(items: Sequence[object], maxlen: int | None) -> deque[object]:
+    """A deque with all these items. Raises `ValueError` if it would drop some."""
+    if maxlen is not None and len(items) > maxlen:
+        raise ValueError(f"{len(items)} items for a maxlen of {maxlen}")
+    return deque(items, maxlen)
+
+
 def default_dict(items: Mapping[object, object]) -> defaultdict[object, object]:
     """A defaultdict without its factory, which is code and not stored."""
     return defaultdict(None, items)
@@ -155,10 +164,10 @@ def expand_python(value: Any) -> ArraySource | Expansion | None:
         return Expansion(type_, [dict(value)], lambda new: build(new[0]))
     if cls in _NAMESPACES:
         fields = tuple(vars(value))
-        rebuild = _keyword_builder(cls, fields)
+        rebuild = _namespace_builder(cls, fields)
         return Expansion(_type(_NAMESPACES[cls], fields), list(vars(value).values()), rebuild)
     if cls is deque:
-        return Expansion(_type("python.deque"), [list(value), value.maxlen], lambda new: deque(new[0], new[1]))
+        return Expansion(_type("python.deque"), [list(value), value.maxlen], lambda new: full_deque(*new))
     if cls is bytearray:
         return Expansion(_type("python.bytearray"), [bytes(value)], lambda new: bytearray(new[0]))
     if cls is range:
@@ -183,22 +192,43 @@ def expand_python(value: Any) -> ArraySource | Expansion | None:
 def _expand_class(value: Any) -> Expansion | None:
     cls = type(value)
     if isinstance(value, tuple) and hasattr(cls, "_fields"):
+        _refuse_other_state(value, ())
         type_ = ObjectType(ClassKind.NAMEDTUPLE, class_name(cls), tuple(cls._fields))
         return Expansion(type_, list(value), lambda new: tuple.__new__(cls, new))
     if dataclasses.is_dataclass(cls):
         names = tuple(field.name for field in dataclasses.fields(cls))
-        extra = set(getattr(value, "__dict__", ())) - set(names)
+        _refuse_other_state(value, names)
         unset = [name for name in names if not hasattr(value, name)]
-        if extra or unset:
+        if unset:
             raise UnsupportedTypeError(
-                f"the dataclass {class_name(cls)} has attributes that are not fields "
-                f"({', '.join(sorted(extra)) or 'none'}) or fields "
-                f"without a value ({', '.join(unset) or 'none'}), which would be lost; register the class with "
-                "pytreeckpt.register_class"
+                f"the dataclass {class_name(cls)} has fields without a value: {', '.join(unset)}; set them, or "
+                "register the class with pytreeckpt.register_class"
             )
+        try:
+            object.__new__(cls)
+        except TypeError:
+            raise UnsupportedTypeError(
+                f"the dataclass {class_name(cls)} is also a {cls.__mro__[-2].__name__}, whose content would be lost; "
+                "register the class with pytreeckpt.register_class"
+            ) from None
         type_ = ObjectType(ClassKind.DATACLASS, class_name(cls), names)
         return Expansion(type_, [getattr(value, name) for name in names], lambda new: build_dataclass(cls, names, new))
     return None
+
+
+def _refuse_other_state(value: object, names: Sequence[str]) -> None:
+    slots = {
+        name
+        for base in type(value).__mro__
+        for name, attribute in vars(base).items()
+        if isinstance(attribute, types.MemberDescriptorType) and hasattr(value, name)
+    }
+    other = sorted((slots | set(getattr(value, "__dict__", ()))) - set(names))
+    if other:
+        raise UnsupportedTypeError(
+            f"a {class_name(type(value))} has attributes that are not fields, which would be lost: "
+            f"{', '.join(other)}; register the class with pytreeckpt.register_class"
+        )
 
 
 def build_dataclass(cls: type, names: Sequence[str], values: Sequence[object]) -> object:
@@ -209,8 +239,15 @@ def build_dataclass(cls: type, names: Sequence[str], values: Sequence[object]) -
     return instance
 
 
-def _keyword_builder(cls: type, names: Sequence[str]) -> Callable[[Sequence[object]], object]:
-    return lambda new: cls(**dict(zip(names, new, strict=True)))
+def namespace(cls: type, names: Sequence[str], values: Sequence[object]) -> object:
+    """A namespace with exactly these attributes, which as keyword arguments could not include `self`."""
+    filled: object = cls()
+    vars(filled).update(zip(names, values, strict=True))
+    return filled
+
+
+def _namespace_builder(cls: type, names: Sequence[str]) -> Callable[[Sequence[object]], object]:
+    return lambda new: namespace(cls, names, new)
 
 
 def _listed(descriptor: object) -> object:
@@ -233,6 +270,8 @@ def _expand_array(array: AnyArray) -> ArraySource | Expansion | None:
             raise UnsupportedTypeError(f"a StringDType with the missing value {missing[0]!r} cannot be stored")
         children: list[object] = [array.reshape(-1).tolist(), array.shape, bool(dtype.coerce), missing]
         return Expansion(_type("numpy.StringArray"), children, lambda new: string_array(*new))
+    # A struct with objects in it: say which dtype it is.
+    describe(array.dtype)
     return None
 
 
@@ -240,8 +279,18 @@ def _is_nan(value: object) -> bool:
     return isinstance(value, float) and math.isnan(value)
 
 
+def _is_missing(value: object, missing: object) -> bool:
+    return value is missing or (_is_nan(value) and _is_nan(missing))
+
+
+def _check_extents(shape: Sequence[object]) -> None:
+    if not all(type(extent) is int and extent >= 0 for extent in shape):
+        raise ValueError("the shape is not made of non-negative integers")
+
+
 def object_array(values: Sequence[object], shape: Sequence[int]) -> AnyArray:
     """An array of Python objects. Raises `ValueError` if the values do not fill the shape."""
+    _check_extents(shape)
     flat = np.empty(len(values), object)
     for index, value in enumerate(values):
         flat[index] = value
@@ -255,6 +304,11 @@ def string_array(
     missing: Sequence[object],
 ) -> AnyArray:
     """An array of numpy's StringDType. Raises `ValueError` or `TypeError` for values that it cannot hold."""
+    _check_extents(shape)
+    if len(missing) > 1 or not all(item is None or isinstance(item, str) or _is_nan(item) for item in missing):
+        raise ValueError(f"{len(missing)} missing values, or one that is not None, NaN or a str")
+    if not all(isinstance(value, str) or (missing and _is_missing(value, missing[0])) for value in values):
+        raise ValueError("a value is neither a str nor the missing value")
     keywords: dict[str, Any] = {"na_object": missing[0]} if missing else {}
     dtype = np.dtypes.StringDType(coerce=coerce, **keywords)
     return np.array(values, dtype).reshape(tuple(shape))

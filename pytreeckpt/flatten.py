@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import reprlib
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -15,7 +16,7 @@ from pytreeckpt.errors import LimitError, UnsupportedTypeError
 from pytreeckpt.keys import PLAIN_KEY_TYPES, bigint_bytes, is_element, is_key, key_string, sorted_elements
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes, path_at
-from pytreeckpt.objects import Expansion, NamedTupleRecord, ObjectType, Record, record_expansion
+from pytreeckpt.objects import MAX_FIELDS, Expansion, NamedTupleRecord, ObjectType, Record, record_expansion
 
 Expand = Callable[[object], "ArraySource | Expansion | None"]
 """One level of an object that is not a plain type: an array, an object with fields, or None if it is unknown."""
@@ -52,9 +53,10 @@ def flatten(metadata: object, tree: object, *, expand: Expand, limits: Limits) -
     builder = _Builder(flat, expand, limits)
     builder.add(metadata, root=0)
     if flat.nodes.kinds.translate(None, n.METADATA_KINDS):
+        first = next(place for place, kind in enumerate(flat.nodes.kinds) if kind not in n.METADATA_KINDS)
         raise UnsupportedTypeError(
-            "metadata holds something other than None, bool, int, float, str, bytes, lists, tuples and dicts; "
-            "put it in the tree"
+            f"metadata: {str(path_at(flat.nodes, first, root=0)) or 'the root'} is something other than None, bool, "
+            "int, float, str, bytes, lists, tuples and dicts; put it in the tree"
         )
     builder.add(tree, root=1)
     return flat
@@ -86,8 +88,7 @@ class _Builder:
             if cls is np.ndarray and not value.dtype.hasobject:
                 self.add_array(value, array_identity(value))
             elif cls is str:
-                kinds.append(n.STR)
-                nodes.strings.append(value)
+                self.add_text(value)
             elif cls is dict:
                 self.add_dict(value, stack)
             elif cls is int:
@@ -106,11 +107,32 @@ class _Builder:
                 self.open.discard(value.id)
             else:
                 self.other(value, cls, stack)
-        if len(kinds) > self.limits.nodes:
+        self.check_size()
+
+    def check_size(self) -> None:
+        # A tree that holds the same list twice, and that list another one twice, … is larger than memory.
+        if len(self.nodes.kinds) > self.limits.nodes:
             raise LimitError(
-                f"the tree has {len(kinds)} nodes, more than the limit of {self.limits.nodes}; raise it with "
+                f"the tree has more nodes than the limit of {self.limits.nodes}; raise it with "
                 "pytreeckpt.limits(nodes=…)"
             )
+
+    def add_text(self, text: str) -> None:
+        self.check_text(text)
+        self.nodes.kinds.append(n.STR)
+        self.nodes.strings.append(text)
+
+    def check_text(self, text: str) -> None:
+        """I-4: UTF-8 has no form for one half of a surrogate pair."""
+        if text.isascii():
+            return
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
+            raise UnsupportedTypeError(
+                f"{self.where()}: the text {reprlib.repr(text)} has a lone surrogate at {error.start}, which is no "
+                "character; store it as bytes: text.encode(errors='surrogatepass')"
+            ) from None
 
     def add_int(self, value: int) -> None:
         if n.MIN_INT <= value <= n.MAX_INT:
@@ -162,7 +184,7 @@ class _Builder:
 
     def bad_key(self, key: object) -> UnsupportedTypeError:
         return UnsupportedTypeError(
-            f"{self.where()}: the dict key {key!r} is a {_type_text(type(key))}; keys are str, int, bool, "
+            f"{self.where()}: the dict key {reprlib.repr(key)} is a {_type_text(type(key))}; keys are str, int, bool, "
             "float, bytes, "
             "None and tuples of these. Convert it, for example with int(key) or str(key)"
         )
@@ -181,9 +203,12 @@ class _Builder:
         if cls is float:
             nodes.floats.extend(children)
             nodes.kinds.extend(bytes([n.FLOAT]) * len(children))
-        elif cls is str:
+        elif cls is str and all(map(str.isascii, children)):
             nodes.strings.extend(children)
             nodes.kinds.extend(bytes([n.STR]) * len(children))
+        elif cls is str:
+            for child in children:
+                self.add_text(child)
         elif cls is int and min(children) >= n.MIN_INT and max(children) <= n.MAX_INT:
             nodes.ints.extend(children)
             nodes.kinds.extend(bytes([n.INT]) * len(children))
@@ -205,6 +230,7 @@ class _Builder:
                 f"{self.where()}: the tree is deeper than the limit of {self.limits.depth} levels; raise it "
                 "with pytreeckpt.limits(depth=…)"
             )
+        self.check_size()
         self.open.add(id_)
         stack.append(_Close(id_))
 
@@ -222,11 +248,14 @@ class _Builder:
             self.add_set(value, n.SET if cls is set else n.FROZENSET, stack)
         elif cls is Record or isinstance(value, NamedTupleRecord):
             self.add_object(value, record_expansion(value), stack)
-        elif isinstance(value, np.generic) and (scalar := np.asarray(value)).dtype.kind != "O":
+        elif isinstance(value, np.generic) and (scalar := _scalar_array(value)).dtype.type is cls:
             # A scalar is a value: no identity, so it is never shared.
             self.add_array(scalar, None, kind=n.SCALAR)
         else:
-            expansion = self.expand(value)
+            try:
+                expansion = self.expand(value)
+            except UnsupportedTypeError as error:
+                raise UnsupportedTypeError(f"{self.where()}: {error}") from error
             if isinstance(expansion, ArraySource):
                 self.add_array(expansion, expansion.identity)
             elif expansion is not None:
@@ -272,20 +301,47 @@ class _Builder:
         stack.extend(reversed(elements))
 
     def add_object(self, value: object, expansion: Expansion, stack: list[Any]) -> None:
-        if expansion.children:
-            self.enter(value, stack)
+        self.enter(value, stack)
         type_id = self.type_ids.setdefault(expansion.type, len(self.type_ids))
         if type_id == len(self.nodes.types):
+            self.check_type(expansion.type)
             self.nodes.types.append(expansion.type)
+        if len(expansion.children) != len(expansion.type.fields):
+            raise UnsupportedTypeError(
+                f"{self.where()}: a {expansion.type.name} has {len(expansion.children)} values for "
+                f"{len(expansion.type.fields)} fields"
+            )
         self.kept.append(expansion.children)
         self.nodes.kinds.append(n.OBJECT)
         self.nodes.objects.append(type_id)
         stack.extend(reversed(expansion.children))
 
+    def check_type(self, type_: ObjectType) -> None:
+        """T-2, which any class that the caller has registered could break."""
+        texts = (type_.name, *type_.fields)
+        if not all(isinstance(text, str) for text in texts) or not type_.name or len(set(texts[1:])) != len(texts) - 1:
+            raise UnsupportedTypeError(
+                f"{self.where()}: the fields of a {type_.name} are not distinct texts: {reprlib.repr(type_.fields)}"
+            )
+        if len(type_.fields) > MAX_FIELDS:
+            raise LimitError(
+                f"{self.where()}: a {type_.name} has {len(type_.fields)} fields, more than {MAX_FIELDS}; put them in "
+                "a dict"
+            )
+        for text in texts:
+            self.check_text(text)
+
     def where(self) -> str:
         """The path of the node that is about to be added, for an error."""
         path = str(path_at(self.nodes, len(self.nodes.kinds), root=self.root)) or "the root"
         return path if self.root else f"metadata: {path}"
+
+
+def _scalar_array(value: np.generic) -> AnyArray:
+    # numpy makes arrays of at least one character.
+    if isinstance(value, np.str_ | np.bytes_) and not value:
+        return np.ndarray((), np.dtype((type(value), 0)))
+    return np.asarray(value)
 
 
 def _type_text(cls: type) -> str:

@@ -18,10 +18,12 @@ from pytreeckpt.geometry import Shape
 from pytreeckpt.index import CHUNKED, FILES, HAS_AXES, HAS_CUTS, MAX_RANK, ArrayEntry, Chunks, Index, IntArray
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import SCALAR, Nodes, check_first_use, validate_nodes
-from pytreeckpt.objects import ClassKind, ObjectType, check_registered
+from pytreeckpt.objects import MAX_FIELDS, ClassKind, ObjectType, check_registered
 from pytreeckpt.wire import PREAMBLE_NBYTES, align
 
 _MAX_NBYTES: Final = 1 << 63
+# The dtype table is the third level of the index; the rest is for structs in structs.
+_MAX_NESTING: Final = 126
 
 _COLUMNS: Final = {
     "kinds": "u1",
@@ -54,14 +56,13 @@ def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
     Raises `CorruptionError` (I-1 to C-6), `FormatVersionError` (C-2, D-1) and `LimitError`.
     """
     document = _unpack(raw)
-    _check_schema(document, _SCHEMA, "the index")
     nodes = _decode_nodes(document["nodes"], document["types"])
     if len(nodes.kinds) > limits.nodes:
         raise LimitError(
             f"the tree has {len(nodes.kinds)} nodes, more than the limit of {limits.nodes}; raise it with "
             "pytreeckpt.limits(nodes=…)"
         )
-    descriptors = [_frozen(entry) for entry in document["dtypes"]]
+    descriptors = [_frozen(entry, _MAX_NESTING) for entry in document["dtypes"]]
     dtypes = [parse(descriptor) for descriptor in descriptors]
     arrays = _decode_arrays(document["arrays"], dtypes)
     check_first_use([entry.dtype for entry in arrays], len(dtypes), rule="D-3", what="dtypes")
@@ -70,7 +71,8 @@ def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
     inline_offset = _locate_inline(arrays, dtypes, len(document["inline"]))
     validate_nodes(nodes, len(arrays))
     _check_scalars(nodes, arrays)
-    if document["files"] != FILES:
+    # Compared as bytes, because False equals 0.
+    if msgpack.packb(document["files"]) != msgpack.packb(FILES):
         raise CorruptionError("the file table is not the one entry for this file", rule="C-1")
     chunks = _decode_chunks(document["chunks"])
     first_chunk = _check_chunks(arrays, dtypes, chunks, index_offset, limits)
@@ -79,39 +81,71 @@ def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
 
 def _unpack(raw: bytes) -> Any:
     try:
-        # One-shot, bounded by the input: nothing can declare more than there are bytes.
-        document = msgpack.unpackb(raw, strict_map_key=True, ext_hook=_no_extension, use_list=True)
-        again = msgpack.packb(document, use_bin_type=True)
-    except UnicodeError as error:
-        raise CorruptionError(f"the index has a text that is not UTF-8: {error}", rule="I-4") from None
-    except (
-        ValueError,
-        TypeError,
-        OverflowError,
-        RecursionError,
-        msgpack.exceptions.UnpackException,
-    ) as error:
+        unpacker = _unpacker(raw)
+        # Without making anything of it.
+        unpacker.skip()
+        end = unpacker.tell()
+    except (ValueError, msgpack.exceptions.UnpackException) as error:
         raise CorruptionError(
             f"the index is not one msgpack object: {type(error).__name__} {error}", rule="I-1"
         ) from None
+    if end != len(raw):
+        raise CorruptionError(f"the index goes on after its msgpack object of {end} bytes", rule="I-1")
+    document = _take_value(_unpacker(raw), _SCHEMA, "the index")
+    try:
+        again = msgpack.packb(document, use_bin_type=True)
+    except (ValueError, RecursionError):
+        raise CorruptionError("the index nests too deeply", rule="I-1") from None
     if again != raw:
         raise CorruptionError("the index is not in its one shortest encoding", rule="I-1")
     return document
 
 
+def _unpacker(raw: bytes) -> msgpack.Unpacker:
+    # msgpack allocates as many items as an array declares, on every level on which one is nested in another.
+    unpacker = msgpack.Unpacker(
+        max_buffer_size=max(len(raw), 1), max_array_len=MAX_FIELDS, strict_map_key=False, ext_hook=_no_extension
+    )
+    unpacker.feed(raw)
+    return unpacker
+
+
 def _no_extension(code: int, _payload: bytes) -> object:
-    raise ValueError(f"extension type {code}")
+    raise CorruptionError(f"the index has a value of extension type {code}", rule="I-1")
 
 
-def _check_schema(value: Any, schema: dict[str, Any] | type, where: str) -> None:
-    if isinstance(schema, type):
-        if type(value) is not schema:
-            raise CorruptionError(f"{where} is a {type(value).__name__} instead of a {schema.__name__}", rule="I-2")
-        return
-    if type(value) is not dict or list(value) != list(schema):
-        raise CorruptionError(f"{where} is not a map of {', '.join(schema)}", rule="I-2")
+def _take_value(unpacker: msgpack.Unpacker, schema: dict[str, Any] | type, where: str) -> Any:
+    """The next value, which must be as the schema says; the items of a list may be anything."""
+    if schema is bytes:
+        value = _take_item(unpacker, where)
+        if type(value) is not bytes:
+            raise CorruptionError(f"{where} is a {type(value).__name__} instead of a bin", rule="I-2")
+        return value
+    try:
+        count = unpacker.read_array_header() if schema is list else unpacker.read_map_header()
+    except ValueError:
+        raise CorruptionError(f"{where} is not {'an array' if schema is list else 'a map'}", rule="I-2") from None
+    if not isinstance(schema, dict):
+        return [_take_item(unpacker, where) for _ in range(count)]
+    document: dict[str, Any] = {}
     for key, inner in schema.items():
-        _check_schema(value[key], inner, f"{where}/{key}")
+        if count != len(schema) or _take_item(unpacker, where) != key:
+            raise CorruptionError(f"{where} is not a map of {', '.join(schema)}", rule="I-2")
+        document[key] = _take_value(unpacker, inner, f"{where}/{key}")
+    return document
+
+
+def _take_item(unpacker: msgpack.Unpacker, where: str) -> Any:
+    try:
+        return unpacker.unpack()
+    except UnicodeError as error:
+        raise CorruptionError(f"{where} has a text that is not UTF-8: {error}", rule="I-4") from None
+    except CorruptionError:
+        raise
+    except TypeError as error:
+        raise CorruptionError(f"{where} has a map with a strange key: {error}", rule="I-2") from None
+    except ValueError as error:
+        raise LimitError(f"{where} has an entry of more than {MAX_FIELDS} items: {error}") from None
 
 
 def _column(document: dict[str, bytes], name: str, dtype: str) -> IntArray:
@@ -165,8 +199,12 @@ def _decode_type(entry: Any) -> ObjectType:
     return type_
 
 
-def _frozen(value: Any) -> Any:
-    return tuple(_frozen(item) for item in value) if isinstance(value, list) else value
+def _frozen(value: Any, depth: int) -> Any:
+    if not isinstance(value, list):
+        return value
+    if not depth:
+        raise CorruptionError(f"an entry of the dtype table nests more than {_MAX_NESTING} deep", rule="I-1")
+    return tuple(_frozen(item, depth - 1) for item in value)
 
 
 def _decode_arrays(document: dict[str, bytes], dtypes: list[AnyDType]) -> list[ArrayEntry]:

@@ -59,7 +59,7 @@ def key_string(value: object) -> bytes:
         case complex():
             return _framed(n.COMPLEX, struct.pack("<dd", value.real, value.imag))
         case str():
-            return _framed(n.STR, value.encode())
+            return _framed(n.STR, value.encode(errors="surrogatepass"))
         case bytes():
             return _framed(n.BYTES, value)
         case tuple():

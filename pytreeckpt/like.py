@@ -12,9 +12,10 @@ import numpy as np
 from pytreeckpt import nodes as n
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.build import Builder
+from pytreeckpt.expand import make_expand
 from pytreeckpt.navigation import descend
 from pytreeckpt.nodes import Visit
-from pytreeckpt.objects import class_name
+from pytreeckpt.objects import Expansion, class_name
 from pytreeckpt.paths import Path
 from pytreeckpt.references import ArrayRef
 from pytreeckpt.template import Leaf, Template, is_number, match_path, mismatch, number_for, take_apart
@@ -119,9 +120,19 @@ def _source(leaf: Leaf, value: object) -> int | _Value:
         return _Value(wanted.place(np.asarray(number, wanted.dtype)))
     if type(value) is type(leaf.value):
         return _Value(value)
+    if _is_empty(leaf.value) and _is_empty(value):
+        return _Value(leaf.value)
     if is_number(leaf.value) and is_number(value):
         return _Value(number_for(leaf.value, value))
     raise ValueError(f"the template has a {type(leaf.value).__name__}, the checkpoint a {type(value).__name__}")
+
+
+def _is_empty(value: object) -> bool:
+    """Whether a value is an object without fields or a dict without items, which stand for each other."""
+    if type(value) is dict:
+        return not value
+    expansion = make_expand()(value)
+    return isinstance(expansion, Expansion) and not expansion.children
 
 
 def _array_source(leaf: Leaf, ref: ArrayRef) -> int | _Value:

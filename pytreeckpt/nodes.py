@@ -6,6 +6,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Final
 
 import numpy as np
@@ -252,7 +253,7 @@ def walk(nodes: Nodes, *, root: int = 1) -> Iterator[Visit]:
         elif count and kind == OBJECT:
             frames.append((path, iter(_object_steps(nodes.types[nodes.objects[entry]], attribute=attribute))))
         elif count:
-            frames.append((path, ((Index(index), attribute) for index in range(count))))
+            frames.append((path, zip(map(Index, range(count)), repeat(attribute, count), strict=True)))
 
 
 def _object_steps(type_: ObjectType, *, attribute: bool) -> list[tuple[Step | None, bool]]:

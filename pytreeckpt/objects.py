@@ -10,9 +10,12 @@ from dataclasses import dataclass
 from enum import IntEnum
 from functools import lru_cache
 from operator import itemgetter
-from typing import Any, Self
+from typing import Any, Final, Self
 
 from pytreeckpt.errors import CorruptionError
+
+MAX_FIELDS: Final = 1 << 20
+"""How many fields an object may have for this library, and so how long an array within an entry of a table may be."""
 
 
 class ClassKind(IntEnum):
@@ -69,7 +72,7 @@ REGISTERED: Mapping[str, tuple[ClassKind, tuple[str, ...] | None]] = {
     "numpy.dtype": (ClassKind.RECORD, ("descriptor",)),
     "torch.Tensor": _TENSOR,
     "torch.nn.Parameter": _TENSOR,
-    "torch.nn.Buffer": _TENSOR,
+    "torch.nn.Buffer": (ClassKind.WRAPPER, ("data", "requires_grad", "persistent")),
     "torch.PackedTensor": (ClassKind.WRAPPER, ("data", "dtype", "shape", "requires_grad", "parameter")),
     "torch.SparseTensor": (
         ClassKind.RECORD,

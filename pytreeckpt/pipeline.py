@@ -9,6 +9,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TypeVar
 
+from pytreeckpt.errors import PytreeckptError
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -46,16 +48,27 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, th
     The first error, in the order of the items, is raised; what had not begun by then is not done.
     """
     if threads == 1:
-        yield from map(function, items)
+        for item in items:
+            yield function(item)
         return
+    process = os.getpid()
+
+    def wait() -> Result:
+        if os.getpid() != process:
+            # The threads are its parent's: it would wait for ever.
+            raise PytreeckptError(
+                "this process was forked while its parent was saving or restoring, which it cannot go on with"
+            )
+        return pending.popleft().result()
+
     pending: deque[Future[Result]] = deque()
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pytreeckpt")
     try:
         for item in items:
             pending.append(pool.submit(function, item))
             if len(pending) >= threads + 2:
-                yield pending.popleft().result()
+                yield wait()
         while pending:
-            yield pending.popleft().result()
+            yield wait()
     finally:
         pool.shutdown(wait=True, cancel_futures=True)

@@ -151,6 +151,8 @@ def encode_task(task: ChunkTask, compression: Compression) -> EncodedChunk:
     """Stage, compress and digest one chunk. Safe to call from several threads, and deterministic."""
     items = task.source.boxes[task.box](task.start, task.stop)
     raw = items.view(np.uint8).data
+    if raw.nbytes != (task.stop - task.start) * task.source.dtype.itemsize:
+        raise ValueError(f"an ArraySource gave {raw.nbytes} bytes for its items {task.start} to {task.stop}")
     codec, payload = encode_chunk(raw, task.source.dtype.itemsize, compression)
     digest = xxh128(raw)
     # C-5: one hash is enough for a raw chunk.
@@ -169,7 +171,9 @@ def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map
     rows: list[tuple[int, int, int, int]] = []
     checks: list[bytes] = []
     digests: list[bytes] = []
-    for chunk in encode_all(lambda task: encode_task(task, compression), plan.tasks):
+    encoded = encode_all(lambda task: encode_task(task, compression), plan.tasks)
+    # Strict: a StopIteration from a source would end a `map` early, and with it the file.
+    for _, chunk in zip(plan.tasks, encoded, strict=True):
         stored_nbytes = len(chunk.payload)
         rows.append((at, stored_nbytes, chunk.raw_nbytes, chunk.codec))
         checks.append(chunk.check)

@@ -7,6 +7,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Final
 
 import numpy as np
 
@@ -183,6 +184,7 @@ class ArrayReader:
                     array,
                     chunk.row,
                     lambda: read_chunk(self.source, self.index, chunk.row, itemsize, out),
+                    advice="",
                 )
             except CorruptionError as error:
                 return error
@@ -199,7 +201,12 @@ class ArrayReader:
                 yield error
 
 
-def with_location(reader: ArrayReader, array: int, row: int, do: Callable[[], None]) -> None:
+_ADVICE: Final = ". `pytreeckpt verify` lists all damaged leaves; restore(select=…) reads the others"
+
+
+def with_location(
+    reader: ArrayReader, array: int, row: int, do: Callable[[], None], *, advice: str = _ADVICE
+) -> None:
     """Do it, and let a `CorruptionError` say which leaf and chunk it hit, and what to do."""
     try:
         do()
@@ -207,12 +214,12 @@ def with_location(reader: ArrayReader, array: int, row: int, do: Callable[[], No
         if error.leaf is not None:
             raise
         leaf = reader.paths.first(array)
-        chunks = reader.index.chunks
+        chunk = row - reader.index.first_chunk[array]
+        offset, stored_nbytes = int(reader.index.chunks.offset[row]), int(reader.index.chunks.stored[row])
         raise CorruptionError(
-            f"leaf {leaf or 'at the root'}, chunk {row - reader.index.first_chunk[array]} (offset "
-            f"{int(chunks.offset[row])}, "
-            f"{int(chunks.stored[row])} bytes): {error}. `pytreeckpt verify` lists all damaged leaves; "
-            "restore(select=…) reads the others",
+            f"leaf {leaf or 'at the root'}, chunk {chunk} (offset {offset}, {stored_nbytes} bytes): {error}{advice}",
             rule=error.rule,
             leaf=leaf,
+            chunk=chunk,
+            offset=offset,
         ) from None

@@ -99,10 +99,13 @@ def read_index(source: RangedSource, footer: Footer, limits: Limits) -> Index:
         raise CorruptionError("the index is damaged: its digest does not match", rule="F-11")
     if any(buffer[stored_nbytes:]):
         raise CorruptionError("the bytes between the index and the footer are not zero", rule="F-12")
-    raw = bytes(stored) if footer.index_codec == RAW.number else zstd.decompress(stored, footer.index_raw_nbytes)
-    if sha256(raw) != footer.root:
-        raise CorruptionError("the index is damaged: its SHA-256 is not the root", rule="F-14")
-    return decode_index(raw, index_offset=footer.index_offset, limits=limits)
+    try:
+        raw = bytes(stored) if footer.index_codec == RAW.number else zstd.decompress(stored, footer.index_raw_nbytes)
+        if sha256(raw) != footer.root:
+            raise CorruptionError("the index is damaged: its SHA-256 is not the root", rule="F-14")
+        return decode_index(raw, index_offset=footer.index_offset, limits=limits)
+    except MemoryError:
+        raise LimitError(f"an index of {footer.index_raw_nbytes} bytes needs more memory than there is") from None
 
 
 def read_chunk(

@@ -58,13 +58,46 @@ class Storage(Protocol):
 _WRITE_NBYTES = 1 << 20
 
 
+class Descriptor:
+    """A descriptor, once `open` was called; closed with this object at the latest.
+
+    It is got and given back within one call into C: a KeyboardInterrupt comes between bytecodes, and would lose a
+    number that is on its way into a variable.
+    """
+
+    __slots__ = ("_numbers",)
+
+    def __init__(self) -> None:
+        self._numbers: list[int] = []
+
+    def open(self, path: str, flags: int) -> None:
+        """`os.open`; a new file has the mode that the umask leaves."""
+        self._numbers.extend(map(os.open, (path,), (flags | os.O_CLOEXEC,), (0o666,)))
+
+    @property
+    def number(self) -> int:
+        """The descriptor itself. Raises `OSError` if it is not open."""
+        if not self._numbers:
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        return self._numbers[0]
+
+    def close(self) -> None:
+        """Give it back, once. Whatever close says, it is gone."""
+        if self._numbers:
+            next(map(os.close, map(list.pop, (self._numbers,))))
+
+    def __del__(self) -> None:
+        with contextlib.suppress(OSError):
+            self.close()
+
+
 @dataclass(slots=True)
 class _Stage:
     """A file that is being created: its descriptor, the small pieces not yet written, and the process that writes
     it.
     """
 
-    descriptor: int = -1
+    descriptor: Descriptor = field(default_factory=Descriptor)
     pending: bytearray = field(default_factory=bytearray)
     pid: int = field(default_factory=os.getpid)
 
@@ -83,7 +116,7 @@ class _Stage:
     def write_now(self, data: memoryview) -> None:
         # A write may be short, for example when a signal comes.
         while data:
-            data = data[os.write(self.descriptor, data) :]
+            data = data[os.write(self.descriptor.number, data) :]
 
 
 class LocalStorage:
@@ -96,10 +129,10 @@ class LocalStorage:
         """Beside the checkpoint, a name that no other process takes; and the directories that are missing."""
         directory, name = os.path.split(path)
         directory = directory or os.curdir
-        if not name or "\0" in path:
+        if not name or "\0" in path or not _can_be_encoded(path):
             raise StorageError(f"{path!r} is not a name for a checkpoint")
         if os.path.isdir(path):
-            raise StorageError(errno.EISDIR, f"{path} is a directory; give the path of a file in it")
+            raise StorageError(f"{path} is a directory; give the path of a file in it")
         # A file name has at most 255 bytes.
         stem = os.fsdecode(os.fsencode(name)[:200])
         temporary = os.path.join(directory, f".{stem}.{os.getpid()}-{secrets.token_hex(8)}.tmp")
@@ -123,28 +156,30 @@ class LocalStorage:
                 with contextlib.suppress(FileExistsError):
                     os.mkdir(path)
             case CreateFile(path):
-                flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
                 # Known before it exists, so that an interrupt in between leaves no file behind.
                 stage = self.stages[path] = _Stage()
-                stage.descriptor = os.open(path, flags, 0o666)
+                try:
+                    stage.descriptor.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW)
+                except FileExistsError:
+                    # What is there is not ours to remove.
+                    del self.stages[path]
+                    raise
             case WriteFile(path, data):
-                self.stages[path].write(memoryview(data))
+                self.own_stage(path).write(memoryview(data))
             case SyncFile(path):
-                stage = self.stages[path]
+                stage = self.own_stage(path)
                 stage.flush()
-                sync(stage.descriptor)
+                sync(stage.descriptor.number)
             case FinishFile(path):
-                stage = self.stages[path]
+                stage = self.own_stage(path)
                 stage.flush()
-                # Whatever close says, the descriptor is gone.
-                descriptor, stage.descriptor = stage.descriptor, -1
-                os.close(descriptor)
+                stage.descriptor.close()
             case RenameFile(source, target):
-                self.check_process(source)
+                self.own_stage(source)
                 os.replace(source, target)
                 del self.stages[source]
             case LinkFile(source, target):
-                self.check_process(source)
+                self.own_stage(source)
                 link(source, target)
             case RemoveFile(path):
                 os.unlink(path)
@@ -152,49 +187,62 @@ class LocalStorage:
             case SyncDirectory(path):
                 sync_directory(path)
 
-    def check_process(self, temporary: str) -> None:
-        """A forked child runs the same code with the same memory, and must not publish what its parent is writing."""
-        if self.stages[temporary].pid != os.getpid():
+    def own_stage(self, temporary: str) -> _Stage:
+        """The file that is being created, by this process.
+
+        A forked child goes on with the same code, memory and descriptor, and must neither write nor publish.
+        """
+        stage = self.stages[temporary]
+        if stage.pid != os.getpid():
             raise StorageError(
                 "this process was forked in the middle of a save, which belongs to its parent: nothing was "
                 "published by it"
             )
+        return stage
 
     def discard(self, temporary: str) -> None:
         """After a failure: close and remove the file that is being created, if it is there. Never raises."""
         stage = self.stages.pop(temporary, None)
         if stage is None:
             return
-        if stage.descriptor >= 0:
-            with contextlib.suppress(OSError):
-                os.close(stage.descriptor)
+        with contextlib.suppress(OSError):
+            stage.descriptor.close()
         if stage.pid == os.getpid():
             with contextlib.suppress(OSError):
                 os.unlink(temporary)
 
     def open(self, path: str) -> LocalFile:
         """A file to read. Raises `CheckpointNotFoundError`, or `NotACheckpointError` for what is no regular file."""
+        descriptor = Descriptor()
         try:
             # Without O_NONBLOCK, opening a FIFO would wait for a writer.
-            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
+            descriptor.open(path, os.O_RDONLY | os.O_NONBLOCK)
+            status = os.fstat(descriptor.number)
         except (FileNotFoundError, NotADirectoryError):
             raise CheckpointNotFoundError(f"there is no checkpoint at {path}") from None
         except ValueError as error:
             raise CheckpointNotFoundError(f"{path!r} cannot be the name of a file: {error}") from None
         except OSError as error:
             raise storage_error(error, f"cannot open {path}") from error
-        status = os.fstat(descriptor)
         if not stat.S_ISREG(status.st_mode):
-            os.close(descriptor)
+            descriptor.close()
             what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise NotACheckpointError(f"{path} is {what}; a checkpoint is a file", rule="F-1")
         return LocalFile(path, descriptor, status.st_size)
 
 
+def _can_be_encoded(path: str) -> bool:
+    try:
+        os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 class LocalFile:
     """An open file; its length is that at the time of opening. Safe to read from several threads."""
 
-    def __init__(self, path: str, descriptor: int, nbytes: int) -> None:
+    def __init__(self, path: str, descriptor: Descriptor, nbytes: int) -> None:
         self.path = path
         self.descriptor = descriptor
         self.nbytes = nbytes
@@ -206,7 +254,7 @@ class LocalFile:
         pending = [buffer for buffer in buffers if len(buffer)]
         while pending:
             try:
-                count = os.preadv(self.descriptor, pending, offset)
+                count = os.preadv(self.descriptor.number, pending, offset)
             except OSError as error:
                 raise storage_error(error, f"cannot read {self.path} at {offset}") from error
             if not count:
@@ -222,16 +270,14 @@ class LocalFile:
 
     def map(self) -> mmap.mmap:
         """The file as memory, copied on write, so that changing an array does not change the file."""
-        return mmap.mmap(self.descriptor, self.nbytes, access=mmap.ACCESS_COPY)
+        try:
+            return mmap.mmap(self.descriptor.number, self.nbytes, access=mmap.ACCESS_COPY)
+        except OSError as error:
+            raise storage_error(error, f"cannot map {self.path}") from error
 
     def close(self) -> None:
         """Give the descriptor back."""
-        descriptor, self.descriptor = self.descriptor, -1
-        if descriptor >= 0:
-            os.close(descriptor)
-
-    def __del__(self) -> None:
-        self.close()
+        self.descriptor.close()
 
 
 def sync(descriptor: int) -> None:
@@ -247,11 +293,12 @@ def sync(descriptor: int) -> None:
 
 def sync_directory(path: str) -> None:
     """Make the names in a directory durable."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    descriptor = Descriptor()
     try:
-        sync(descriptor)
+        descriptor.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        sync(descriptor.number)
     finally:
-        os.close(descriptor)
+        descriptor.close()
 
 
 def link(source: str, target: str) -> None:
@@ -260,15 +307,20 @@ def link(source: str, target: str) -> None:
         os.link(source, target, follow_symlinks=False)
     except OSError as error:
         if error.errno in {errno.EPERM, errno.ENOTSUP, errno.ENOSYS}:
-            raise StorageError(
+            doing = (
                 f'the file system of {target} has no hard links, which if_exists="error" needs to be atomic; '
                 'use if_exists="replace"'
-            ) from error
+            )
+            raise storage_error(error, doing) from error
         raise
 
 
 def storage_error(error: OSError, doing: str) -> StorageError:
     """The same error as one of ours, with what was being done."""
-    wrapped = StorageError(f"{doing}: {error.strerror or error}")
+    return with_errno(StorageError(f"{doing}: {error.strerror or error}"), error)
+
+
+def with_errno(wrapped: StorageError, error: OSError) -> StorageError:
+    """Keep the number of the operating system's error."""
     wrapped.errno = error.errno
     return wrapped

@@ -10,7 +10,7 @@ from pytreeckpt.commit import Durability, IfExists, LinkFile, Operation, RenameF
 from pytreeckpt.errors import CheckpointExistsError, NotDurableError, PytreeckptError
 from pytreeckpt.pipeline import Progress, ReportProgress, default_threads, ordered_map
 from pytreeckpt.planning import ChunkTask, EncodedChunk, SavePlan, Written, stream
-from pytreeckpt.storage import Storage, storage_error
+from pytreeckpt.storage import Storage, storage_error, with_errno
 
 
 def write_checkpoint(
@@ -42,29 +42,43 @@ def write_checkpoint(
             if progress is not None and done < total:
                 progress(Progress(done, total))
 
+    def last_progress() -> None:
+        if progress is not None:
+            progress(Progress(total, total))
+
     pieces = stream(plan, compression, encode_all)
-    written = _run(storage, target, commit(target, pieces, if_exists=if_exists, durability=durability))
-    if progress is not None:
-        progress(Progress(total, total))
-    return written
+    operations = commit(target, pieces, if_exists=if_exists, durability=durability)
+    return _run(storage, target, operations, before_publishing=last_progress)
 
 
-def _run(storage: Storage, target: Target, operations: Generator[Operation, None, Written]) -> Written:
-    """Apply the operations one by one; when one fails, remove the temporary file and say what was published."""
+def _run(
+    storage: Storage,
+    target: Target,
+    operations: Generator[Operation, None, Written],
+    *,
+    before_publishing: Callable[[], None],
+) -> Written:
+    """Apply the operations one by one; when one fails, remove the temporary file and say what was published.
+
+    What the caller's own functions raise passes through unchanged, and before anything is published.
+    """
     published = False
-    operation: Operation | None = None
     try:
         while True:
             try:
                 operation = next(operations)
             except StopIteration as end:
                 return cast("Written", end.value)
-            storage.apply(operation)
-            published = published or isinstance(operation, RenameFile | LinkFile)
-    except PytreeckptError:
-        raise
-    except OSError as error:
-        raise _explained(error, target, operation, published=published) from error
+            publishing = isinstance(operation, RenameFile | LinkFile)
+            if publishing:
+                before_publishing()
+            try:
+                storage.apply(operation)
+            except PytreeckptError:
+                raise
+            except OSError as error:
+                raise _explained(error, target, operation, published=published) from error
+            published = published or publishing
     finally:
         try:
             operations.close()
@@ -72,15 +86,16 @@ def _run(storage: Storage, target: Target, operations: Generator[Operation, None
             storage.discard(target.temporary)
 
 
-def _explained(error: OSError, target: Target, operation: Operation | None, *, published: bool) -> PytreeckptError:
+def _explained(error: OSError, target: Target, operation: Operation, *, published: bool) -> PytreeckptError:
     doing = type(operation).__name__
     if isinstance(operation, LinkFile) and isinstance(error, FileExistsError):
         return CheckpointExistsError(
             f"{target.path} exists: another writer was first; this checkpoint was not published"
         )
     if published:
-        return NotDurableError(
+        message = (
             f"{target.path} was published, but {doing} failed afterwards ({error}): it may not survive a power "
             "cut; save it again"
         )
+        return with_errno(NotDurableError(message), error)
     return storage_error(error, f"{target.path} was not published: {doing} failed")
