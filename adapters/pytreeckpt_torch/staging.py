@@ -1,0 +1,96 @@
+"""Strided tensors on their way into a checkpoint: what is stored, in which order, and how it gets to the host.
+
+A CPU tensor is read from its own memory. One on a device is copied to the host a run at a time, so that no second copy of
+it is needed as a whole; so are tensors with a lazy conjugation or negation, which is worked out for each run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable
+from dataclasses import replace
+
+import numpy as np
+import torch
+
+from pytreeckpt import ArraySource, UnsupportedTypeError, runs, source_of
+from pytreeckpt_torch.dtypes import AnyArray, AnyDType, as_numpy, to_carrier
+
+
+def tensor_source(tensor: torch.Tensor, dtype: AnyDType, identity: Hashable) -> ArraySource:
+    """The items of a strided tensor, as numpy items of `dtype`. Tensors that are dense in some order of their axes keep it."""
+    tensor = tensor.detach()
+    shape = tuple(tensor.shape)
+    axes = memory_order(shape, tensor.stride())
+    stored = tensor if axes is None else tensor.permute(axes)
+    if tensor.device.type == "cpu" and not _is_lazy(tensor):
+        # Where `axes` is None, source_of finds no order either.
+        return replace(source_of(as_numpy(stored, dtype)), shape=shape, axes=axes, identity=identity)
+    _wait_for(tensor.device)
+    return ArraySource(dtype, shape, (StagedRuns(stored, dtype),), axes=axes, identity=identity)
+
+
+def memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
+    """The axes from slowest to fastest of a tensor that is dense in another order than that of its axes; else None.
+
+    An axis of extent 1 stands where a dense tensor would give it the same stride, if there is such a place.
+    """
+    if 0 in shape:
+        return None
+    order = sorted(range(len(shape)), key=lambda axis: (-strides[axis], shape[axis] == 1))
+    expected = 1
+    for axis in reversed(order):
+        if shape[axis] != 1 and strides[axis] != expected:
+            return None
+        expected *= shape[axis]
+    return None if order == list(range(len(shape))) else tuple(order)
+
+
+class StagedRuns:
+    """Reads runs of items of a tensor by copying only them to the host: an `ArraySource` box."""
+
+    def __init__(self, stored: torch.Tensor, dtype: AnyDType) -> None:
+        bits = stored if _is_lazy(stored) else to_carrier(stored)
+        # One run of a contiguous tensor is one piece.
+        self._items = bits.view(-1) if bits.is_contiguous() else bits
+        self._dtype = dtype
+
+    def __call__(self, start: int, stop: int) -> AnyArray:
+        pieces = [self._copied(self._items[run.box.slices]) for run in runs(tuple(self._items.shape), start, stop)]
+        if len(pieces) == 1:
+            return pieces[0]
+        return np.concatenate(pieces) if pieces else np.empty(0, self._dtype)
+
+    def _copied(self, part: torch.Tensor) -> AnyArray:
+        host = part.resolve_conj().resolve_neg().to("cpu")
+        return as_numpy(host, self._dtype).reshape(-1)
+
+
+def view_identity(tensor: torch.Tensor) -> Hashable:
+    """Equal for tensors that show exactly the same memory in the same way; for empty ones, for the same object.
+
+    Raises `UnsupportedTypeError` for a tensor without memory of its own.
+    """
+    if tensor.numel() == 0:
+        return ("torch", id(tensor))
+    try:
+        address = tensor.untyped_storage().data_ptr()
+    except (RuntimeError, NotImplementedError):
+        address = 0
+    if address == 0:
+        raise UnsupportedTypeError(
+            "a tensor without memory of its own (inside torch.func or vmap, or on a backend without storages) cannot be "
+            "stored; save outside of the transformation, or store tensor.detach().cpu()"
+        )
+    place = (str(tensor.device), address, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+    return ("torch", *place, tensor.dtype, tensor.is_conj(), tensor.is_neg())
+
+
+def _is_lazy(tensor: torch.Tensor) -> bool:
+    return tensor.is_conj() or tensor.is_neg()
+
+
+def _wait_for(device: torch.device) -> None:
+    # Worker threads copy on streams of their own, which do not wait for what the caller's stream still computes.
+    accelerator = torch.accelerator.current_accelerator()
+    if accelerator is not None and accelerator.type == device.type:
+        torch.accelerator.synchronize(device)
