@@ -74,30 +74,34 @@ def run_reader(array: AnyArray) -> ReadRun:
         staged = np.zeros(stop - start, array.dtype) if padded else np.empty(stop - start, array.dtype)
         for run in runs(array.shape, start, stop):
             part = staged[run.start : run.start + math.prod(run.box.shape)].reshape(run.box.shape)
-            _assign(part, array[run.box.slices], padded=padded)
+            # The ellipsis keeps an array of rank 0 one: a scalar would not have all of its bits.
+            _assign(part, array[(*run.box.slices, ...)], padded=padded)
         return staged
 
     return read
 
 
+def copy_items(target: AnyArray, values: AnyArray) -> None:
+    """Copy all items into an array of the same shape and dtype, bit by bit: assigned as values, some would change
+    (big-endian timedeltas without a unit, in numpy 2.4).
+    """
+    if target.itemsize:
+        opaque = np.dtype(f"u{target.itemsize}" if target.itemsize in {1, 2, 4, 8} else f"V{target.itemsize}")
+        target.view(opaque)[...] = values.view(opaque)
+
+
 def _assign(target: AnyArray, values: AnyArray, *, padded: bool) -> None:
-    if padded and target.dtype.names is not None:
-        # Field by field: assigning whole items would copy their padding.
-        for name, field in fields_of(target.dtype).items():
-            _assign(target[name], values[name], padded=has_padding(field[0]))
-    elif padded:
-        significant = 10  # bytes of an x87 float; the 6 after it are padding
-        bytes_out = target.reshape(-1).view(np.uint8).reshape(-1, 16) if target.flags.c_contiguous else None
-        if bytes_out is None:
-            clean = np.zeros(target.shape, target.dtype)
-            _assign(clean, values, padded=True)
-            target[...] = clean
-        else:
-            bytes_out[:, :significant] = (
-                np.ascontiguousarray(values).reshape(-1).view(np.uint8).reshape(-1, 16)[:, :significant]
-            )
-    else:
-        target[...] = values
+    if not padded:
+        copy_items(target, values)
+        return
+    # Field by field: whole items would be copied with their padding.
+    for name, field in fields_of(target.dtype).items():
+        _assign(target[name], values[name], padded=has_padding(field[0]))
+    if target.dtype.names is None:
+        # x87 floats: 10 bytes, and 6 of padding.
+        for offset in range(0, target.itemsize, 16):
+            layout = np.dtype({"names": ["bits"], "formats": ["V10"], "offsets": [offset], "itemsize": target.itemsize})
+            copy_items(target.view(layout)["bits"], values.view(layout)["bits"])
 
 
 def array_identity(array: AnyArray) -> Hashable:

@@ -38,6 +38,7 @@ from pytreeckpt.expand import (
     string_array,
 )
 from pytreeckpt.objects import ClassKind, ObjectType, build_record, class_name
+from pytreeckpt.unflatten import UNSELECTED
 
 _PYTHON: Final[Mapping[str, Callable[..., object]]] = {
     "python.OrderedDict": OrderedDict,
@@ -130,6 +131,8 @@ class Builder:
         if type_.class_kind is ClassKind.WRAPPER:
             return self.wrapper(type_, values)
         if type_.class_kind is ClassKind.RECORD:
+            if _is_part(values):
+                return build_record(type_, values)
             registered = registered_class(type_.name)
             if registered is not None:
                 return registered.from_fields(dict(zip(type_.fields, values, strict=True)))
@@ -185,6 +188,14 @@ def _check_fields(type_: ObjectType, values: Sequence[object]) -> None:
     for field, value, allowed in zip(type_.fields, values, _FIELD_TYPES.get(type_.name, ()), strict=False):
         if type(value) not in allowed:
             raise TypeError(f"{field} is a {type(value).__name__}")
+
+
+def _is_part(values: Sequence[object]) -> bool:
+    """Whether `select` left out some of the fields, or of the items of one: no object can be made of a part."""
+    return any(
+        value is UNSELECTED or (isinstance(value, list | tuple) and any(item is UNSELECTED for item in value))
+        for value in values
+    )
 
 
 def rebuild_class(cls: type, type_: ObjectType, values: Sequence[object]) -> object:

@@ -175,6 +175,10 @@ def _parse(descriptor: object, depth: int) -> AnyDType:
     raise CorruptionError(f"{_shown(descriptor)} is not a dtype of the format", rule="D-1")
 
 
+def _integers(*values: object) -> bool:
+    return all(type(value) is int for value in values)
+
+
 def _bounded(n: int) -> bool:
     return not isinstance(n, bool) and 0 <= n < _MAX_NBYTES
 
@@ -208,7 +212,7 @@ def _parse_struct(itemsize: int, fields: Sequence[object], depth: int, *, aligne
     offsets: list[int] = []
     for field in fields:
         match field:
-            case [str(name), None | str() as title, inner, int(offset), [*extents]] if _bounded(offset):
+            case [str(name), None | str() as title, inner, int(offset), [*extents]] if _integers(offset, *extents):
                 base = _parse(inner, depth)
                 shape = _extents(extents)
             case _:
@@ -216,7 +220,7 @@ def _parse_struct(itemsize: int, fields: Sequence[object], depth: int, *, aligne
         nbytes = base.itemsize
         for extent in shape:
             nbytes *= extent
-        if offset + nbytes > itemsize:
+        if not _bounded(offset) or offset + nbytes > itemsize:
             raise CorruptionError(f"field {name!r} reaches beyond the {itemsize} bytes of its struct", rule="D-2")
         names.append(name)
         titles.append(title)
@@ -236,13 +240,13 @@ def _parse_struct(itemsize: int, fields: Sequence[object], depth: int, *, aligne
     raise CorruptionError(f"numpy refuses the struct dtype: {problem}", rule="D-2")
 
 
-def _extents(extents: Sequence[object]) -> tuple[int, ...]:
+def _extents(extents: Sequence[int]) -> tuple[int, ...]:
     shape: list[int] = []
     if len(extents) > _MAX_EXTENTS:
         raise CorruptionError(f"a sub-array has {len(extents)} extents, more than {_MAX_EXTENTS}", rule="D-2")
     for extent in extents:
-        if not isinstance(extent, int) or not _bounded(extent):
-            raise CorruptionError(f"{_shown(extent)} is not an extent of a sub-array", rule="D-2")
+        if not _bounded(extent):
+            raise CorruptionError(f"a sub-array has an extent of {extent}", rule="D-2")
         shape.append(extent)
     return tuple(shape)
 

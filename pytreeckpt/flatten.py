@@ -13,7 +13,7 @@ from pytreeckpt import nodes as n
 from pytreeckpt.arrays import AnyArray, ArraySource, array_identity
 from pytreeckpt.dtypes import describe
 from pytreeckpt.errors import LimitError, UnsupportedTypeError
-from pytreeckpt.keys import PLAIN_KEY_TYPES, bigint_bytes, is_element, is_key, key_string, sorted_elements
+from pytreeckpt.keys import PLAIN_KEY_TYPES, bigint_bytes, equality_form, is_element, is_key, sorted_elements
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes, path_at
 from pytreeckpt.objects import MAX_FIELDS, Expansion, NamedTupleRecord, ObjectType, Record, record_expansion
@@ -28,6 +28,8 @@ class FlatTree:
 
     nodes: Nodes = field(default_factory=Nodes)
     arrays: list[AnyArray | ArraySource] = field(default_factory=list)
+    scalars: set[int] = field(default_factory=set)
+    """Which of the arrays hold numpy scalars."""
 
 
 class _Close:
@@ -68,6 +70,7 @@ class _Builder:
     def __init__(self, flat: FlatTree, expand: Expand, limits: Limits) -> None:
         self.nodes = flat.nodes
         self.arrays = flat.arrays
+        self.scalars = flat.scalars
         self.expand = expand
         self.limits = limits
         self.array_ids: dict[Hashable, int] = {}
@@ -173,7 +176,7 @@ class _Builder:
             elif cls not in PLAIN_KEY_TYPES:
                 raise self.bad_key(key)
         # Two NaN keys, alone or in tuples, may differ as objects and not in their bits.
-        if not plain and len({key_string(key) for key in keys}) != len(keys):
+        if not plain and len(set(map(equality_form, keys))) != len(keys):
             raise UnsupportedTypeError(
                 f"{self.where()}: two keys of this dict are the same NaN and cannot be told apart"
             )
@@ -250,6 +253,7 @@ class _Builder:
             self.add_object(value, record_expansion(value), stack)
         elif isinstance(value, np.generic) and (scalar := _scalar_array(value)).dtype.type is cls:
             # A scalar is a value: no identity, so it is never shared.
+            self.scalars.add(len(self.arrays))
             self.add_array(scalar, None, kind=n.SCALAR)
         else:
             try:
@@ -291,7 +295,7 @@ class _Builder:
                     "and tuples and frozensets of these"
                 )
         elements = sorted_elements(value)
-        if len({key_string(element) for element in elements}) != len(elements):
+        if len(set(map(equality_form, elements))) != len(elements):
             raise UnsupportedTypeError(
                 f"{self.where()}: two elements of this set are the same NaN and cannot be told apart"
             )

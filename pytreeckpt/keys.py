@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any, Final
 
 from pytreeckpt import nodes as n
@@ -67,6 +68,23 @@ def key_string(value: object) -> bytes:
         case frozenset():
             return _framed(n.FROZENSET, b"".join(sorted(map(key_string, value))))
     return _framed(n.ELLIPSIS, b"")
+
+
+@dataclass(frozen=True, slots=True)
+class _NotANumber:
+    bits: bytes
+
+
+def equality_form(value: object) -> object:
+    """A value that compares as N-6 says: like `value`, but that a NaN equals itself."""
+    match value:
+        case float() | complex() if value != value:  # noqa: PLR0124 - only a NaN differs from itself
+            return _NotANumber(key_string(value))
+        case tuple():
+            return tuple(map(equality_form, value))
+        case frozenset():
+            return frozenset(map(equality_form, value))
+    return value
 
 
 def sorted_elements(elements: Iterable[object]) -> list[object]:

@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pytreeckpt import codecs, zstd
-from pytreeckpt.arrays import AnyArray, ArraySource, source_of, stored_order
+from pytreeckpt.arrays import AnyArray, ArraySource, copy_items, source_of, stored_order
 from pytreeckpt.codecs import Compression, encode_chunk
 from pytreeckpt.dtypes import Descriptor, describe, has_padding
 from pytreeckpt.errors import LimitError
@@ -100,13 +100,15 @@ def plan_save(flat: FlatTree, limits: Limits) -> SavePlan:
     inline: list[bytes] = []
     inline_nbytes = 0
     tasks: list[ChunkTask] = []
-    for array in flat.arrays:
+    for number, array in enumerate(flat.arrays):
         descriptor = describe(array.dtype)
         dtype_id = dtype_ids.setdefault(descriptor, len(descriptors))
         if dtype_id == len(descriptors):
             descriptors.append(descriptor)
         nbytes = array.nbytes
-        if nbytes <= INLINE_NBYTES and inline_nbytes + nbytes <= MAX_INLINE_NBYTES:
+        small = nbytes <= INLINE_NBYTES and inline_nbytes + nbytes <= MAX_INLINE_NBYTES
+        # N-11: the array of a scalar is not chunked, however long a text it is.
+        if small or number in flat.scalars:
             entry, raw = _inline(array, dtype_id)
             inline.append(raw)
             inline_nbytes += nbytes
@@ -122,7 +124,7 @@ def _inline(array: AnyArray | ArraySource, dtype_id: int) -> tuple[ArrayEntry, b
         axes = array.axes if array.nbytes else None
         stored = np.zeros([array.shape[axis] for axis in axes] if axes else array.shape, array.dtype)
         for box, read in zip(_boxes(array), array.boxes, strict=True):
-            stored[box.slices] = read(0, math.prod(box.shape)).reshape(box.shape)
+            copy_items(stored[(*box.slices, ...)], read(0, math.prod(box.shape)).reshape(box.shape))
         return ArrayEntry(dtype_id, array.shape, axes), stored.tobytes()
     if has_padding(array.dtype):
         return _inline(source_of(array), dtype_id)

@@ -119,7 +119,7 @@ class ArrayReader:
         """A region of an array in stored order; reads only the chunks that it touches."""
         entry = self.index.arrays[array]
         if not entry.chunk_counts:
-            return inline_array(self.index, array)[region.slices].copy()
+            return inline_array(self.index, array)[(*region.slices, ...)].copy()
         out = allocate(region.shape, self.index, entry)
         if out.size == 0:
             return out
@@ -204,9 +204,7 @@ class ArrayReader:
 _ADVICE: Final = ". `pytreeckpt verify` lists all damaged leaves; restore(select=…) reads the others"
 
 
-def with_location(
-    reader: ArrayReader, array: int, row: int, do: Callable[[], None], *, advice: str = _ADVICE
-) -> None:
+def with_location(reader: ArrayReader, array: int, row: int, do: Callable[[], None], *, advice: str = _ADVICE) -> None:
     """Do it, and let a `CorruptionError` say which leaf and chunk it hit, and what to do."""
     try:
         do()

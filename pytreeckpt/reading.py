@@ -14,7 +14,7 @@ from typing import Protocol
 import numpy as np
 
 from pytreeckpt import zstd
-from pytreeckpt.arrays import AnyArray
+from pytreeckpt.arrays import AnyArray, copy_items
 from pytreeckpt.codecs import CODECS, RAW
 from pytreeckpt.errors import CorruptionError, LimitError
 from pytreeckpt.geometry import Box, covering_ranges, runs, whole
@@ -217,7 +217,8 @@ def _places(box: Box, common: Box, ends: list[int]) -> list[int]:
     n_chunks = len(ends) - 1
     if common == box or n_chunks == 1:
         return list(range(n_chunks))
-    smallest = min(high - low for low, high in pairwise(ends))
+    # But for the last, which holds what was left over.
+    smallest = min(high - low for low, high in pairwise(ends[:-1]))
     places: set[int] = set()
     for low, high in covering_ranges(box.shape, common.relative_to(box.offset), smallest):
         places.update(range(bisect_right(ends, low) - 1, bisect_right(ends, high - 1)))
@@ -245,7 +246,10 @@ def read_into_region(
         common = part.intersect(region)
         if common is not None:
             values = items[run.start : run.start + math.prod(run.box.shape)].reshape(run.box.shape)
-            out[common.relative_to(region.offset).slices] = values[common.relative_to(part.offset).slices]
+            copy_items(
+                out[(*common.relative_to(region.offset).slices, ...)],
+                values[(*common.relative_to(part.offset).slices, ...)],
+            )
 
 
 def whole_region(index: Index, array: int) -> Box:

@@ -87,8 +87,10 @@ class Descriptor:
             next(map(os.close, map(list.pop, (self._numbers,))))
 
     def __del__(self) -> None:
-        with contextlib.suppress(OSError):
+        try:  # noqa: SIM105 - a context manager needs memory, and there may be none
             self.close()
+        except OSError:
+            pass
 
 
 @dataclass(slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from pytreeckpt import nodes as n
 from pytreeckpt.errors import CorruptionError, LimitError
-from pytreeckpt.keys import bigint_bytes, check_key_depth, key_string
+from pytreeckpt.keys import bigint_bytes, check_key_depth, equality_form, key_string
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes, path_at
 from pytreeckpt.objects import ClassKind, ObjectType
@@ -187,7 +187,7 @@ class _Backwards:
         keys, children = both[:count], both[count:]
         try:
             result = dict(zip(keys, children, strict=True))
-            if any(type(key) in {float, tuple} for key in keys) and len(set(map(key_string, keys))) != count:
+            if any(type(key) in {float, tuple} for key in keys) and len(set(map(equality_form, keys))) != count:
                 result = {}
         except RecursionError:
             raise LimitError("a tuple that is a dict key is nested too deeply to be hashed") from None
@@ -214,7 +214,7 @@ class _Backwards:
         except RecursionError:
             raise LimitError("an element of a set is nested too deeply to be hashed") from None
         # N-6 and N-8: distinct, and in order.
-        if len(set(strings)) != count or len(result) != count:
+        if len(set(map(equality_form, elements))) != count:
             raise CorruptionError(f"{self.where(position)}: a set has the same element twice", rule="N-6")
         if strings != sorted(strings):
             raise CorruptionError(f"{self.where(position)}: the elements of a set are not in order", rule="N-8")

@@ -13,6 +13,8 @@ else:
 
 _FRAME_MAGIC = b"\x28\xb5\x2f\xfd"
 _MAX_WINDOW_LOG = 23
+# Magic, descriptor, window or size, and the header of a block.
+_MIN_FRAME_NBYTES = 9
 
 Buffer = bytes | bytearray | memoryview
 
@@ -38,6 +40,9 @@ def decompress(stored: Buffer, raw_nbytes: int) -> bytes:
     # Z-1: skippable frames and legacy formats begin with another magic.
     if bytes(stored[:4]) != _FRAME_MAGIC:
         raise CorruptionError("the stored bytes are not a zstd frame", rule="Z-1")
+    # Z-4, before the decoder looks: it refuses windows of more than 2 GiB without saying why.
+    if len(stored) >= _MIN_FRAME_NBYTES and _window_nbytes(stored, raw_nbytes) > 1 << _MAX_WINDOW_LOG:
+        raise CorruptionError("the zstd frame needs a window of more than 8 MiB", rule="Z-4")
     try:
         info = _zstd.get_frame_info(stored)
     except _zstd.ZstdError as error:
@@ -49,9 +54,6 @@ def decompress(stored: Buffer, raw_nbytes: int) -> bytes:
         )
     if info.dictionary_id:
         raise CorruptionError("the zstd frame asks for a dictionary", rule="Z-3")
-    # Z-4
-    if _window_nbytes(stored, raw_nbytes) > 1 << _MAX_WINDOW_LOG:
-        raise CorruptionError("the zstd frame needs a window of more than 8 MiB", rule="Z-4")
     # Z-5
     decompressor = _zstd.ZstdDecompressor(options={_zstd.DecompressionParameter.window_log_max: _MAX_WINDOW_LOG})
     try:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Final
+from typing import Any, Final
 
 import jax
+import jax.core
+import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Sharding
 
 from pytreeckpt import ClassKind, Expansion, LeafTemplate, ObjectType, UnsupportedTypeError
-from pytreeckpt_jax.placement import AnyArray, as_weak, from_array, place
+from pytreeckpt_jax.placement import AnyArray, abstract, as_weak, from_array, place
 from pytreeckpt_jax.staging import array_source, check_storable
 
 ARRAY: Final = ObjectType(ClassKind.WRAPPER, "jax.Array", ("data", "weak_type"))
@@ -27,14 +29,14 @@ def expand_array(array: jax.Array) -> Expansion:
         if not isinstance(impl, str):
             raise UnsupportedTypeError(f"PRNG keys of the unregistered implementation {impl} cannot be stored")
         return Expansion(KEYS, [array_source(jax.random.key_data(array), identity), impl])
-    if jax.dtypes.issubdtype(array.dtype, jax.dtypes.extended):
+    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
         raise UnsupportedTypeError(f"JAX arrays of dtype {array.dtype} cannot be stored")
     return Expansion(ARRAY, [array_source(array, identity), bool(array.weak_type)])
 
 
 def is_keys(array: jax.Array | jax.ShapeDtypeStruct) -> bool:
     """Whether an array, or the template of one, holds typed PRNG keys."""
-    return bool(jax.dtypes.issubdtype(array.dtype, jax.dtypes.prng_key))
+    return jnp.issubdtype(array.dtype, jax.dtypes.prng_key)
 
 
 def build_array(fields: Mapping[str, object]) -> jax.Array:
@@ -55,7 +57,10 @@ def build_keys(fields: Mapping[str, object]) -> jax.Array:
 
 
 def template(leaf: jax.Array | jax.ShapeDtypeStruct) -> LeafTemplate:
-    """What an array, a key or a `jax.ShapeDtypeStruct` asks for: shape, dtype, weak type and, unless uncommitted, its sharding."""
+    """What an array, a key or a `jax.ShapeDtypeStruct` asks for: its shape, dtype and weak type, and where it is.
+
+    Committed to its sharding, if the leaf is; else uncommitted on the default device.
+    """
     if isinstance(leaf, jax.core.Tracer):
         raise UnsupportedTypeError("the template holds a JAX tracer; use jax.eval_shape to get its structure")
     sharding = _sharding(leaf)
@@ -81,7 +86,7 @@ def _sharding(leaf: jax.Array | jax.ShapeDtypeStruct) -> Sharding | None:
     return leaf.sharding if isinstance(leaf, jax.ShapeDtypeStruct) or leaf.committed else None
 
 
-def _key_layout(keys: jax.Array | jax.ShapeDtypeStruct) -> tuple[str, jax.ShapeDtypeStruct]:
+def _key_layout(keys: jax.Array | jax.ShapeDtypeStruct) -> tuple[str, Any]:
     """The implementation of keys and the shape of their data, also of keys that have no values."""
     impls: list[object] = []
 
@@ -89,12 +94,13 @@ def _key_layout(keys: jax.Array | jax.ShapeDtypeStruct) -> tuple[str, jax.ShapeD
         impls.append(jax.random.key_impl(key))
         return jax.random.key_data(key)
 
-    data = jax.eval_shape(key_data, jax.ShapeDtypeStruct(keys.shape, keys.dtype))
+    data = jax.eval_shape(key_data, abstract(tuple(keys.shape), keys.dtype))
     return str(impls[0]), data
 
 
 def _wrap_keys(data: jax.Array, impl: str) -> jax.Array:
-    return jax.random.wrap_key_data(data, impl=impl)
+    keys: jax.Array = jax.random.wrap_key_data(data, impl=impl)
+    return keys
 
 
 def _refuse_for_keys(impl: str, type_: ObjectType | None, attributes: Mapping[str, object]) -> str | None:
@@ -105,11 +111,11 @@ def _refuse_for_keys(impl: str, type_: ObjectType | None, attributes: Mapping[st
     return None
 
 
-def _refuse_for_array(type_: ObjectType | None, _attributes: Mapping[str, object]) -> str | None:
+def _refuse_for_array(type_: ObjectType | None, attributes: Mapping[str, object]) -> str | None:
     if type_ == KEYS:
         return "the template has an array, the checkpoint typed PRNG keys"
     if type_ is not None and type_.name == "torch.PackedTensor":
-        return f"the template has an array, the checkpoint the bits of a torch tensor of dtype {_attributes['dtype']}"
+        return f"the template has an array, the checkpoint the bits of a torch tensor of dtype {attributes['dtype']}"
     return None
 
 

@@ -1,4 +1,4 @@
-"""Registered pytree nodes (flax.struct dataclasses, FrozenDict, Equinox modules …): one level of children with their names.
+"""Registered pytree nodes (flax.struct dataclasses, FrozenDict, Equinox modules …): one level, with its names.
 
 The static fields of a node are not stored; a template (`like=`) has them.
 """
@@ -10,7 +10,6 @@ from collections.abc import Sequence
 from typing import Any, Final
 
 import jax
-from jax.tree_util import KeyEntry
 
 from pytreeckpt import ClassKind, Expansion, ObjectType
 
@@ -33,13 +32,13 @@ def expand_node(value: object) -> Expansion | None:
     return Expansion(type_, [child for _, child in paths], rebuild)
 
 
-def _field_names(keys: Sequence[KeyEntry]) -> tuple[str, ...]:
+def _field_names(keys: Sequence[Any]) -> tuple[str, ...]:
     names = tuple(map(_name, keys))
     # Keys of a class may have any names; those of fields are distinct.
     return names if len(set(names)) == len(names) else tuple(map(str, range(len(keys))))
 
 
-def _name(key: KeyEntry) -> str:
+def _name(key: Any) -> str:
     match key:
         case jax.tree_util.GetAttrKey(name=name):
             return str(name)

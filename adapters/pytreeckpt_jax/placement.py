@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from functools import cache, lru_cache
+from importlib import import_module
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,10 +16,17 @@ from pytreeckpt import UnsupportedTypeError
 AnyDType = np.dtype[np.generic]
 AnyArray = np.ndarray[tuple[int, ...], AnyDType]
 
-try:
-    from jax import enable_x64
-except ImportError:  # before JAX 0.8
-    from jax.experimental import enable_x64
+
+def wide_dtypes() -> AbstractContextManager[Any]:
+    """Within it JAX keeps dtypes of 64 bits. Earlier versions have the switch among their experiments."""
+    switch: Any = jax.enable_x64 if hasattr(jax, "enable_x64") else import_module("jax.experimental").enable_x64
+    context: AbstractContextManager[Any] = switch(True)  # noqa: FBT003 - its one parameter has no name to rely on
+    return context
+
+
+def abstract(shape: tuple[int, ...], dtype: Any, *, weak_type: bool = False) -> jax.ShapeDtypeStruct:
+    """An array without values."""
+    return jax.ShapeDtypeStruct(shape, dtype, weak_type=weak_type)  # type: ignore[no-untyped-call]  # JAX has no types
 
 
 def from_array(array: AnyArray) -> jax.Array:
@@ -27,14 +37,15 @@ def from_array(array: AnyArray) -> jax.Array:
     native: AnyDType = array.dtype.newbyteorder("=")
     if not _has_dtype(native):
         raise UnsupportedTypeError(f"jax has no dtype for numpy's {array.dtype} on this backend")
-    with enable_x64(True):  # noqa: FBT003 - JAX's signature
-        return jax.device_put(array.astype(native, copy=False))
+    with wide_dtypes():
+        made: jax.Array = jax.device_put(array.astype(native, copy=False))
+    return made
 
 
 @cache
 def _has_dtype(dtype: AnyDType) -> bool:
     try:
-        with enable_x64(True):  # noqa: FBT003 - JAX's signature
+        with wide_dtypes():
             made = jax.device_put(np.zeros(1, dtype))
     except (TypeError, ValueError, jax.errors.JaxRuntimeError):
         return False
@@ -43,23 +54,30 @@ def _has_dtype(dtype: AnyDType) -> bool:
 
 def as_weak(array: jax.Array) -> jax.Array:
     """The array with a weak type, which lets the other operand of an operation decide the dtype."""
-    with enable_x64(True):  # noqa: FBT003 - JAX's signature
-        return _weakener(tuple(array.shape), np.dtype(array.dtype))(array)
+    with wide_dtypes():
+        weak: jax.Array = _weakener(tuple(array.shape), np.dtype(array.dtype), array.sharding)(array)
+    return weak
 
 
 @lru_cache(maxsize=256)
-def _weakener(shape: tuple[int, ...], dtype: AnyDType) -> jax.stages.Compiled:
-    # No function of JAX makes a weak array from another one, but a compiled identity keeps the type that it was compiled for.
-    weak = jax.ShapeDtypeStruct(shape, dtype, weak_type=True)
-    return jax.jit(lambda same: same).lower(weak).compile()
+def _weakener(shape: tuple[int, ...], dtype: AnyDType, _sharding: Sharding) -> jax.stages.Compiled:
+    # No function of JAX makes a weak array of another one, but a compiled identity gives the type it was compiled for.
+    return jax.jit(lambda same: same).lower(abstract(shape, dtype, weak_type=True)).compile()
 
 
 def place(array: jax.Array, sharding: Sharding | None) -> jax.Array:
     """The array where a template's is: committed to its sharding, or uncommitted on the default device."""
     if sharding is None:
         return array
-    with enable_x64(True):  # noqa: FBT003 - JAX's signature
+    with wide_dtypes():
         if sharding.is_fully_addressable:
-            return jax.device_put(array, sharding)
-        host = np.asarray(array)
-        return jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: host[index])
+            placed: jax.Array = jax.device_put(array, sharding)
+        else:
+            placed = from_each_process(array, sharding)
+    return placed
+
+
+def from_each_process(array: jax.Array, sharding: Sharding) -> jax.Array:
+    """An array over the devices of several processes, each of which has all of it and gives its own part."""
+    host = np.asarray(array)
+    return jax.make_array_from_callback(tuple(array.shape), sharding, lambda index: host[index])

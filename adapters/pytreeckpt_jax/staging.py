@@ -1,7 +1,7 @@
 """JAX arrays on their way into a checkpoint: their shards as the cells of a grid, each read on its own.
 
-A sharded array is never put together. Shards on the CPU are read from their own memory; one on another device is copied to
-the host when its first run is asked for, and let go after its last.
+A sharded array is never put together. Shards on the CPU are read from their own memory; one on another device is
+copied to the host when its first run is asked for, and let go after its last.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from itertools import pairwise, product
 from threading import Lock
 
 import jax
+import jax.core
 import numpy as np
 
 from pytreeckpt import ArraySource, UnsupportedTypeError, source_of
@@ -25,7 +26,9 @@ def check_storable(array: jax.Array) -> None:
     if isinstance(array, jax.core.Tracer):
         raise UnsupportedTypeError("a JAX tracer has no values; save outside of jit, grad, vmap and scan")
     if array.is_deleted():
-        raise UnsupportedTypeError("the JAX array was deleted or donated to a computation; save before, or save its result")
+        raise UnsupportedTypeError(
+            "the JAX array was deleted or donated to a computation; save before, or save its result"
+        )
     if not array.is_fully_addressable:
         raise UnsupportedTypeError(
             "the JAX array is spread over several processes; gather it with "
@@ -55,7 +58,7 @@ def _spans(index: Sequence[slice], shape: tuple[int, ...]) -> Spans:
 class HostCopy:
     """Reads runs of an array that is not in the host's memory: an `ArraySource` box.
 
-    All of it is copied at once, because JAX would compile each slice, and the copy is kept only while its runs are being read.
+    All of it is copied at once, because JAX would compile each slice; the copy is kept while its runs are being read.
     """
 
     def __init__(self, array: jax.Array) -> None:
@@ -65,6 +68,7 @@ class HostCopy:
         self._unread = 0
 
     def __call__(self, start: int, stop: int) -> AnyArray:
+        """Items `start` to `stop` in C order."""
         with self._lock:
             if self._host is None:
                 self._host = _to_host(self._array)

@@ -61,7 +61,8 @@ def check_plain(tensor: torch.Tensor) -> None:
         raise UnsupportedTypeError(f"a {_qualified(cls)} cannot be stored; {advice}")
     if tensor.is_quantized:
         raise UnsupportedTypeError(
-            "a quantized tensor cannot be stored; store tensor.int_repr() with its scale and zero point, or tensor.dequantize()"
+            "a quantized tensor cannot be stored; store tensor.int_repr() with its scale and zero point, or "
+            "tensor.dequantize()"
         )
     if tensor.layout is not torch.strided and tensor.layout not in LAYOUTS:
         raise UnsupportedTypeError(f"a tensor of layout {tensor.layout} cannot be stored; store tensor.to_dense()")
@@ -104,6 +105,4 @@ def _template(value: object) -> LeafTemplate | None:
     return None if value.layout in LAYOUTS else template(value)
 
 
-ADAPTER: Final = Adapter(
-    framework="torch", expand=_expand, build=_build, from_array=from_array, template=_template
-)
+ADAPTER: Final = Adapter(framework="torch", expand=_expand, build=_build, from_array=from_array, template=_template)

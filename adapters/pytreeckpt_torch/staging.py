@@ -1,7 +1,7 @@
 """Strided tensors on their way into a checkpoint: what is stored, in which order, and how it gets to the host.
 
-A CPU tensor is read from its own memory. One on a device is copied to the host a run at a time, so that no second copy of
-it is needed as a whole; so are tensors with a lazy conjugation or negation, which is worked out for each run.
+A CPU tensor is read from its own memory. One on a device is copied to the host a run at a time, so that no second copy
+of it is needed as a whole; so are tensors with a lazy conjugation or negation, which is worked out for each run.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pytreeckpt_torch.dtypes import AnyArray, AnyDType, as_numpy, to_carrier
 
 
 def tensor_source(tensor: torch.Tensor, dtype: AnyDType, identity: Hashable) -> ArraySource:
-    """The items of a strided tensor, as numpy items of `dtype`. Tensors that are dense in some order of their axes keep it."""
+    """The items of a strided tensor, as numpy's `dtype`. A tensor that is dense in some order of its axes keeps it."""
     tensor = tensor.detach()
     shape = tuple(tensor.shape)
     axes = memory_order(shape, tensor.stride())
@@ -55,6 +55,7 @@ class StagedRuns:
         self._dtype = dtype
 
     def __call__(self, start: int, stop: int) -> AnyArray:
+        """Items `start` to `stop` in C order."""
         pieces = [self._copied(self._items[run.box.slices]) for run in runs(tuple(self._items.shape), start, stop)]
         if len(pieces) == 1:
             return pieces[0]
@@ -70,17 +71,17 @@ def view_identity(tensor: torch.Tensor) -> Hashable:
 
     Raises `UnsupportedTypeError` for a tensor without memory of its own.
     """
-    if tensor.numel() == 0:
-        return ("torch", id(tensor))
     try:
         address = tensor.untyped_storage().data_ptr()
     except (RuntimeError, NotImplementedError):
-        address = 0
-    if address == 0:
+        address = None
+    if address is None or (address == 0 and tensor.numel()):
         raise UnsupportedTypeError(
-            "a tensor without memory of its own (inside torch.func or vmap, or on a backend without storages) cannot be "
-            "stored; save outside of the transformation, or store tensor.detach().cpu()"
+            "a tensor without memory of its own (inside torch.func or vmap, or on a backend without storages) cannot "
+            "be stored; save outside of the transformation, or store tensor.detach().cpu()"
         )
+    if tensor.numel() == 0:
+        return ("torch", id(tensor))
     place = (str(tensor.device), address, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
     return ("torch", *place, tensor.dtype, tensor.is_conj(), tensor.is_neg())
 

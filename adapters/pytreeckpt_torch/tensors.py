@@ -1,7 +1,7 @@
 """Strided tensors, parameters and buffers: to fields, from fields, and as leaves of a template.
 
-A tensor is stored as its items and whether it requires a gradient. What else hangs on one is not stored: its place in a
-graph (a tensor that was computed comes back as a leaf), `.grad`, hooks, its device, and attributes that someone has set.
+A tensor is stored as its items and whether it requires a gradient. What else hangs on one is not stored: its place in
+a graph (a tensor that was computed comes back as a leaf), `.grad`, hooks, its device, and attributes set by anyone.
 """
 
 from __future__ import annotations
@@ -86,7 +86,7 @@ def build_buffer(fields: Mapping[str, object]) -> torch.Tensor:
 
 
 def build_packed(fields: Mapping[str, object]) -> torch.Tensor:
-    """A tensor of a dtype that numpy lacks. The shape is that of the data, which may be a part of what `shape` tells."""
+    """A tensor of a dtype that numpy lacks. Its shape is that of the data: a part of a tensor tells the whole's."""
     name = fields["dtype"]
     if not isinstance(name, str) or not isinstance(fields["shape"], tuple):
         raise TypeError("the dtype is no str, or the shape no tuple")
@@ -105,7 +105,7 @@ def build_packed(fields: Mapping[str, object]) -> torch.Tensor:
 
 
 def template(tensor: torch.Tensor) -> LeafTemplate:
-    """What a strided tensor of a template asks for: its dtype and shape, class, `requires_grad` and device (of a meta tensor, the CPU)."""
+    """What a strided tensor wants: its shape, dtype, class, `requires_grad`, and device (of a meta tensor: the CPU)."""
     name = dtype_name(tensor.dtype)
     packed = name in PACKED
     dtype = bits_dtype(tensor.dtype) if packed else NUMPY_OF[tensor.dtype]
@@ -133,10 +133,14 @@ def _liken(tensor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
 def _refuse(packed: str | None, type_: ObjectType | None, attributes: Mapping[str, object]) -> str | None:
     stored = attributes["dtype"] if type_ == PACKED_TENSOR else None
     if stored != packed:
-        return f"the template has a tensor of dtype {packed or 'as stored'}, the checkpoint one of {stored or 'plain items'}"
+        return f"the template has {_items_of(packed)}, the checkpoint {_items_of(stored)}"
     if type_ is not None and type_.name == "jax.PRNGKeyArray":
         return "the checkpoint has a typed PRNG key of JAX here, which is no tensor"
     return None
+
+
+def _items_of(packed: object) -> str:
+    return "plain numbers" if packed is None else f"the bits of torch.{packed}"
 
 
 def _tensor(data: object) -> torch.Tensor:
