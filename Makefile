@@ -27,7 +27,7 @@ $(STAMP): pyproject.toml constraints.txt
 demo: $(STAMP)  ## run the tour in examples/demo.py
 	$(BIN)/python examples/demo.py
 
-test: $(STAMP)  ## run the tests (not those marked slow, weights or gpu)
+test: $(STAMP)  ## run the tests (not those marked slow)
 	$(BIN)/python -m pytest $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## check style, format, types and the direction of imports

@@ -82,7 +82,11 @@ def frameworks() -> list[str]:
 
 @cache
 def _load(framework: str) -> Adapter:
-    adapter = _installed()[framework].load()
+    entry = _installed()[framework]
+    try:
+        adapter = entry.load()
+    except AttributeError as error:
+        raise TypeError(f"the entry point {framework!r} of {GROUP} names {entry.value}, which is not there") from error
     if not isinstance(adapter, Adapter):
         raise TypeError(f"the entry point {framework!r} of {GROUP} is not a pytreeckpt.Adapter")
     return adapter

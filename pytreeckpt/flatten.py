@@ -13,7 +13,15 @@ from pytreeckpt import nodes as n
 from pytreeckpt.arrays import AnyArray, ArraySource, array_identity
 from pytreeckpt.dtypes import describe
 from pytreeckpt.errors import LimitError, UnsupportedTypeError
-from pytreeckpt.keys import PLAIN_KEY_TYPES, bigint_bytes, equality_form, is_element, is_key, sorted_elements
+from pytreeckpt.keys import (
+    PLAIN_KEY_TYPES,
+    bigint_bytes,
+    equality_form,
+    is_element,
+    is_key,
+    key_nbytes,
+    sorted_elements,
+)
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes, path_at
 from pytreeckpt.objects import MAX_FIELDS, Expansion, NamedTupleRecord, ObjectType, Record, record_expansion
@@ -162,32 +170,26 @@ class _Builder:
         plain = True
         for key in keys:
             cls = type(key)
-            if cls is str or cls is bytes:
-                # A str of k characters has at most 4k bytes of UTF-8.
-                if 4 * len(key) > self.limits.key_nbytes and self.key_nbytes(key) > self.limits.key_nbytes:
-                    raise LimitError(
-                        f"{self.where()}: a dict key of {self.key_nbytes(key)} bytes is longer than the limit of "
-                        f"{self.limits.key_nbytes}; raise it with pytreeckpt.limits(key_nbytes=…)"
-                    )
-            elif cls is float or cls is tuple:
+            if cls is float or cls is tuple:
                 plain = False
-                if not is_key(key, self.limits.key_depth):
+                if not is_key(key, self.limits):
                     raise self.bad_key(key)
             elif cls not in PLAIN_KEY_TYPES:
                 raise self.bad_key(key)
+            if key_nbytes(key) > self.limits.key_nbytes:
+                raise LimitError(
+                    f"{self.where()}: a dict key of {key_nbytes(key)} bytes is longer than the limit of "
+                    f"{self.limits.key_nbytes}; raise it with pytreeckpt.limits(key_nbytes=…)"
+                )
         # Two NaN keys, alone or in tuples, may differ as objects and not in their bits.
         if not plain and len(set(map(equality_form, keys))) != len(keys):
             raise UnsupportedTypeError(
                 f"{self.where()}: two keys of this dict are the same NaN and cannot be told apart"
             )
 
-    @staticmethod
-    def key_nbytes(key: str | bytes) -> int:
-        return len(key.encode(errors="surrogatepass")) if isinstance(key, str) else len(key)
-
     def bad_key(self, key: object) -> UnsupportedTypeError:
         return UnsupportedTypeError(
-            f"{self.where()}: the dict key {reprlib.repr(key)} is a {_type_text(type(key))}; keys are str, int, bool, "
+            f"{self.where()}: the dict key {_shown(key)} is a {_type_text(type(key))}; keys are str, int, bool, "
             "float, bytes, "
             "None and tuples of these. Convert it, for example with int(key) or str(key)"
         )
@@ -266,7 +268,7 @@ class _Builder:
                 self.add_object(value, expansion, stack)
             else:
                 raise UnsupportedTypeError(
-                    f"{self.where()}: cannot store a {_type_text(cls)}. Leave it out, convert it to plain "
+                    f"{self.where()}: cannot store {_shown(value)}. Leave it out, convert it to plain "
                     "values or arrays, "
                     "or register its class with pytreeckpt.register_class"
                 )
@@ -288,7 +290,7 @@ class _Builder:
 
     def add_set(self, value: Any, kind: int, stack: list[Any]) -> None:
         for element in value:
-            if not is_element(element, self.limits.key_depth):
+            if not is_element(element, self.limits):
                 raise UnsupportedTypeError(
                     f"{self.where()}: a {type(value).__name__} holds a {_type_text(type(element))}; elements "
                     "are plain values, "
@@ -346,6 +348,18 @@ def _scalar_array(value: np.generic) -> AnyArray:
     if isinstance(value, np.str_ | np.bytes_) and not value:
         return np.ndarray((), np.dtype((type(value), 0)))
     return np.asarray(value)
+
+
+def _shown(key: object) -> str:
+    try:
+        return reprlib.repr(key)
+    except (ValueError, RecursionError):
+        # An integer of too many digits, or sets too deep in each other.
+        return "here"
+
+
+def _shown(value: object) -> str:
+    return f"the class {_type_text(value)}" if isinstance(value, type) else f"a {_type_text(type(value))}"
 
 
 def _type_text(cls: type) -> str:

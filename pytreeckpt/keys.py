@@ -9,30 +9,35 @@ from typing import Any, Final
 
 from pytreeckpt import nodes as n
 from pytreeckpt.errors import LimitError
+from pytreeckpt.limits import Limits
 
 PLAIN_KEY_TYPES: Final[frozenset[type]] = frozenset({str, int, bool, float, bytes, type(None)})
 PLAIN_ELEMENT_TYPES: Final[frozenset[type]] = PLAIN_KEY_TYPES | {complex, type(...)}
 
 
-def is_key(value: object, max_depth: int) -> bool:
+def is_key(value: object, limits: Limits) -> bool:
     """Whether `value` may be a dict key: a plain value or a tuple of keys, by exact type. Raises `LimitError`."""
-    return _made_of(value, PLAIN_KEY_TYPES, (tuple,), max_depth)
+    return _made_of(value, PLAIN_KEY_TYPES, (tuple,), limits)
 
 
-def is_element(value: object, max_depth: int) -> bool:
+def is_element(value: object, limits: Limits) -> bool:
     """Whether `value` may be an element of a set. Raises `LimitError`."""
-    return _made_of(value, PLAIN_ELEMENT_TYPES, (tuple, frozenset), max_depth)
+    return _made_of(value, PLAIN_ELEMENT_TYPES, (tuple, frozenset), limits)
 
 
-def _made_of(value: object, plain: frozenset[type], nested: tuple[type, ...], max_depth: int) -> bool:
+def _made_of(value: object, plain: frozenset[type], nested: tuple[type, ...], limits: Limits) -> bool:
     pending: list[tuple[Any, int]] = [(value, 1)]
+    seen = 0
     while pending:
         item, depth = pending.pop()
+        seen += 1
+        if seen > limits.nodes:
+            raise LimitError(f"a key or an element of a set has more parts than the limit of {limits.nodes} nodes")
         if type(item) in plain:
             continue
         if type(item) not in nested:
             return False
-        check_key_depth(depth, max_depth)
+        check_key_depth(depth, limits.key_depth)
         pending.extend((child, depth + 1) for child in item)
     return True
 
@@ -44,6 +49,20 @@ def check_key_depth(depth: int, max_depth: int) -> None:
             f"a key or an element of a set nests deeper than the limit of {max_depth}; "
             "raise it with pytreeckpt.limits(key_depth=…)"
         )
+
+
+def key_nbytes(key: object) -> int:
+    """Bytes of the texts, bytes and integers in a dict key."""
+    match key:
+        case str():
+            return len(key) if key.isascii() else len(key.encode(errors="surrogatepass"))
+        case bytes():
+            return len(key)
+        case int():
+            return key.bit_length() // 8 + 1
+        case tuple():
+            return sum(map(key_nbytes, key))
+    return 0
 
 
 def key_string(value: object) -> bytes:

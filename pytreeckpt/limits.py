@@ -25,7 +25,7 @@ class Limits:
     nodes: int = 30_000_000
     """Nodes of a tree: containers, leaves and dict keys."""
     key_nbytes: int = 64 << 10
-    """UTF-8 bytes of one str or bytes that is a dict key."""
+    """Bytes of one dict key; of a str, in UTF-8."""
     key_depth: int = 100
     """Levels of a tuple that is a dict key, or of an element of a set."""
     chunk_nbytes: int = 256 << 20

@@ -68,7 +68,11 @@ class Path(tuple[Step, ...]):
     @classmethod
     def parse(cls, text: str) -> Path:
         """The path that `text` writes. Raises `PathError` with the position where it cannot be read."""
-        return cls(_Parser(text).steps())
+        parser = _Parser(text)
+        try:
+            return cls(parser.steps())
+        except RecursionError:
+            raise parser.error("tuples nest too deeply") from None
 
 
 _NAME = re.compile(r"[^\W\d]\w*")
@@ -88,8 +92,10 @@ def _key_text(key: object, *, quote: bool = False) -> str:
             return key if bare and not quote else json.dumps(key)
         case float() if math.isnan(key):
             return "nan:" + struct.pack(">d", key).hex()
-        case None | bool() | int() | float():
+        case None | bool() | float():
             return repr(key)
+        case int():
+            return _decimal(key)
         case bytes():
             return "0x" + key.hex()
         case tuple():
@@ -104,7 +110,33 @@ def _literal(text: str) -> object:
         return bytes.fromhex(text[2:])
     if text.startswith("nan:"):
         return struct.unpack(">d", bytes.fromhex(text[4:]))[0]
-    return int(text) if re.fullmatch(r"-?[0-9]+", text) else float(text)
+    return _integer(text) if re.fullmatch(r"-?[0-9]+", text) else float(text)
+
+
+# Python refuses to convert longer integers at once (sys.set_int_max_str_digits, at least 640).
+_MAX_DIGITS = 600
+
+
+def _decimal(value: int) -> str:
+    """The digits of an integer of any size."""
+    if abs(value).bit_length() <= 3 * _MAX_DIGITS:
+        return str(value)
+    if value < 0:
+        return "-" + _decimal(-value)
+    # log10(2) is a little more than 3/10, and so the upper part is never 0.
+    n_low = value.bit_length() * 3 // 20
+    high, low = divmod(value, 10**n_low)
+    return _decimal(high) + _decimal(low).rjust(n_low, "0")
+
+
+def _integer(text: str) -> int:
+    """The integer that these digits write."""
+    if len(text) <= _MAX_DIGITS:
+        return int(text)
+    if text[0] == "-":
+        return -_integer(text[1:])
+    half = len(text) // 2
+    return _integer(text[:half]) * 10 ** (len(text) - half) + _integer(text[half:])
 
 
 class _Parser:
@@ -125,7 +157,7 @@ class _Parser:
 
     def index(self) -> Index:
         self.expect("[")
-        index = Index(int(self.take(_DIGITS, "the digits of an index")))
+        index = Index(_integer(self.take(_DIGITS, "the digits of an index")))
         self.expect("]")
         return index
 
@@ -193,7 +225,7 @@ def compile_glob(pattern: str) -> Callable[[Path], bool]:
         if part == "**":
             steps.append("(?:\0[^\0]+)*")
         else:
-            literal = part.startswith(('"', '."'))
+            literal = part.startswith(('"', '."', "("))
             steps.append("\0" + (re.escape(part) if literal else _wildcards(part)))
     compiled = re.compile("".join(steps) + "(?:\0.*)?", re.DOTALL)
 
@@ -207,7 +239,9 @@ def _wildcards(part: str) -> str:
     return "".join({"*": "[^\0]*", "?": "[^\0]"}.get(character, re.escape(character)) for character in part)
 
 
-_PART = re.compile(r'\[(?:\*|[0-9]+)\]|\.?"(?:[^"\\\x00-\x1f]|\\.)*"|[^/\["]+')
+# A bare key may hold double quotes, but not begin with one.
+_PART = re.compile(r'\[(?:\*|[0-9]+)\]|\.?"(?:[^"\\\x00-\x1f]|\\.)*"|[^/\["(][^/\[]*')
+_IN_TUPLE = re.compile(r'"(?:[^"\\\x00-\x1f]|\\.)*"|[^"]')
 
 
 def _parts(pattern: str) -> list[str]:
@@ -217,11 +251,22 @@ def _parts(pattern: str) -> list[str]:
         if pattern[at] == "/" and parts:
             at += 1
         match = _PART.match(pattern, at)
-        if match is None:
+        end = _end_of_tuple(pattern, at) if match is None else match.end()
+        if end is None:
             raise PathError(
                 f"cannot read the pattern {pattern!r} at position {at}: a pattern is a path such as "
                 "params/*/kernel, opt/mu[0] or **/bias"
             )
-        parts.append(match.group())
-        at = match.end()
+        parts.append(pattern[at:end])
+        at = end
     return parts
+
+
+def _end_of_tuple(pattern: str, start: int) -> int | None:
+    """Where the tuple that begins at `start` ends, or None if none does."""
+    depth = 0
+    for item in _IN_TUPLE.finditer(pattern, start):
+        depth += {"(": 1, ")": -1}.get(item.group(), 0)
+        if depth <= 0:
+            return item.end() if item.group() == ")" else None
+    return None
