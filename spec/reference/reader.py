@@ -1,42 +1,41 @@
 """The reference reader of the pytreeckpt format, version 1, from format-v1.md and registries.md alone.
 
-It shares no code with the library, so that two implementations of one text check each other. It reads a
-whole file and checks every rule in the order of section 9: frame, index, tables, nodes, ranges, chunks.
-`read` makes Python values of it, the command line prints the neutral form that vectors/README.md defines.
+It shares no code with the library, so that two implementations of one text check each other. It reads a whole file
+and checks every rule, in the order of section 9: frame, index, tables, nodes, ranges, chunks. Any bytes give a result
+or `Refused`. `read` makes Python values; the command line prints the neutral form that vectors/README.md defines.
 
     python reader.py FILE
 """
 
+import cmath
 import hashlib
 import json
 import math
 import struct
 import sys
 from collections import Counter
-from collections.abc import Callable, Generator
-from contextlib import contextmanager
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice, pairwise, product
 from pathlib import Path
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, NoReturn
 
 import ml_dtypes
+import msgpack
 import numpy as np
-import numpy.typing as npt
 import xxhash
 import zstandard
 
-__all__ = ["LIMITS", "Limits", "Record", "Refused", "main", "read"]
+__all__ = ["Checkpoint", "Record", "Refused", "decode", "main", "neutral", "read"]
 
-LIMIT = "limit"  # instead of a rule: the file may be right, but goes beyond what this reader does
+# What this reader is willing to do for one file (section 9, "Limits").
+LIMIT = "limit"
+MAX_INDEX_NBYTES, MAX_CHUNK_NBYTES, MAX_ARRAYS_NBYTES = 256 << 20, 256 << 20, 1 << 30
+MAX_NODES, MAX_DEPTH, MAX_KEY_DEPTH = 30_000_000, 10_000, 100
 
-T = TypeVar("T")
-Column = npt.NDArray[Any]
-Dtype = str | tuple[Any, ...]  # as in the dtype table, with tuples for its arrays
 
-
-class Refused(Exception):  # noqa: N818  # a verdict on the file, not an error of the reader
-    """The file breaks a rule, or goes beyond a limit of this reader."""
+class Refused(Exception):  # noqa: N818 - a verdict on the file, not an error of the reader
+    """The file breaks a rule, or goes beyond a limit of this reader (rule "limit")."""
 
     def __init__(self, rule: str, message: str) -> None:
         super().__init__(f"{rule}: {message}")
@@ -46,24 +45,6 @@ class Refused(Exception):  # noqa: N818  # a verdict on the file, not an error o
 def require(condition: object, rule: str, message: str) -> None:
     if not condition:
         raise Refused(rule, message)
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What this reader is willing to do for one file."""
-
-    index_nbytes: int = 256 << 20
-    entries: int = 1 << 25  # of the node stream, and of any msgpack array
-    depth: int = 10_000
-    chunk_nbytes: int = 256 << 20
-    # Rows that share their bytes let a small file declare petabytes: a bound for each chunk is not enough.
-    arrays_nbytes: int = 16 << 30
-    # What numpy can hold: the bytes of an item, the axes of a sub-array.
-    itemsize: int = 2**31 - 1
-    rank: int = 64
-
-
-LIMITS = Limits()
 
 
 # Section 2: the file.
@@ -76,14 +57,14 @@ def align(nbytes: int) -> int:
     return -(-nbytes // 64) * 64
 
 
-def read_frame(data: memoryview, limits: Limits) -> tuple[bytes, int]:
+def read_frame(data: memoryview) -> tuple[bytes, int]:
     """Return the raw index and its offset."""
     length, preamble, footer = len(data), bytes(data[:64]), bytes(data[-128:])
     require(preamble[:8] == MAGIC, "F-1", "not a pytreeckpt file")
-    require(length >= 24, "F-4", f"{length} bytes are too few for a file")
+    require(length >= 64, "F-4", f"{length} bytes are too few for a file")
     version, zero, features = struct.unpack_from("<IIQ", preamble, 8)
-    require(version == 1, "F-2", f"format version {version} is unknown; the file is not damaged")
-    require(features == 0, "F-3", f"required features {features:#x} are unknown; the file is not damaged")
+    require(version == 1, "F-2", f"format version {version} is unknown; the file need not be damaged")
+    require(features == 0, "F-3", f"required features {features:#x} are unknown; the file need not be damaged")
     require(length >= 192, "F-4", f"{length} bytes are too few for a file")
     require(footer[120:] == MAGIC[::-1], "F-5", "no end magic: the file is torn")
     check = xxhash.xxh3_64_digest(preamble + footer[:112])
@@ -97,7 +78,7 @@ def read_frame(data: memoryview, limits: Limits) -> tuple[bytes, int]:
     require(fits and stored_nbytes >= 1, "F-9", f"{stored_nbytes} bytes of index do not fit at {offset}")
     known = codec == ZSTD or (codec == RAW and stored_nbytes == raw_nbytes)
     require(known, "F-10", f"index: codec {codec}, {stored_nbytes} bytes stored, {raw_nbytes} raw")
-    require(raw_nbytes <= limits.index_nbytes, LIMIT, f"index of {raw_nbytes} bytes")
+    require(raw_nbytes <= MAX_INDEX_NBYTES, LIMIT, f"index of {raw_nbytes} bytes")
     end = offset + stored_nbytes
     stored = data[offset:end]
     require(xxhash.xxh3_128_digest(stored) == footer[32:48], "F-11", f"index at {offset}: wrong XXH3-128")
@@ -111,261 +92,111 @@ def read_frame(data: memoryview, limits: Limits) -> tuple[bytes, int]:
 def read_zstd(stored: memoryview, nbytes: int, where: str) -> bytes:
     """Decode one frame; the caller has bounded nbytes."""
     require(bytes(stored[:4]) == b"\x28\xb5\x2f\xfd", "Z-1", f"{where}: no zstd frame magic")
+    require(len(stored) >= 9, "Z-5", f"{where}: {len(stored)} bytes are too few for a frame")
+    # zstandard refuses windows above 2 GiB before it tells their size.
+    single_segment, window = stored[4] & 0x20, (8 + (stored[5] & 7)) << (7 + (stored[5] >> 3))
+    require(single_segment or window <= 8 << 20, "Z-4", f"{where}: window of {window} bytes")
     try:
         frame = zstandard.get_frame_parameters(stored)
-        # A size that is not declared is given as 2**64 - 1, which no raw length is.
+        # A size that is not declared is given as 2^64 - 1, which no raw length is.
         require(frame.content_size == nbytes, "Z-2", f"{where}: size {frame.content_size}, not {nbytes}")
         require(frame.dict_id == 0, "Z-3", f"{where}: names dictionary {frame.dict_id}")
-        require(frame.window_size <= 8 << 20, "Z-4", f"{where}: window of {frame.window_size} bytes")
-        raw = zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
+        require(not single_segment or nbytes <= 8 << 20, "Z-4", f"{where}: window of {nbytes} bytes")
+        # It allocates the declared size, and refuses a frame that decodes to another.
+        return zstandard.ZstdDecompressor().decompress(stored, allow_extra_data=False)
     except zstandard.ZstdError as error:
         raise Refused("Z-5", f"{where}: {error}") from None
-    require(len(raw) == nbytes, "Z-5", f"{where}: decodes to {len(raw)} bytes, not {nbytes}")
-    return raw
 
 
-# Section 3: the index.
+# Section 3: the index. `u4` is a column of u32, `V8` one of 8 bytes each: values stay bytes, so that no bit gets lost.
 
-# First byte: type, width of the number that follows, the least number that needs this encoding (I-1).
-UNSIGNED = {
-    0xC4: ("bin", 1, 0), 0xC5: ("bin", 2, 1 << 8), 0xC6: ("bin", 4, 1 << 16),
-    0xCC: ("int", 1, 1 << 7), 0xCD: ("int", 2, 1 << 8), 0xCE: ("int", 4, 1 << 16), 0xCF: ("int", 8, 1 << 32),
-    0xD9: ("str", 1, 1 << 5), 0xDA: ("str", 2, 1 << 8), 0xDB: ("str", 4, 1 << 16),
-    0xDC: ("array", 2, 1 << 4), 0xDD: ("array", 4, 1 << 16),
-    0xDE: ("map", 2, 1 << 4), 0xDF: ("map", 4, 1 << 16),
-}  # fmt: skip
-# First byte: width, the greatest negative integer that needs this encoding.
-SIGNED = {0xD0: (1, -33), 0xD1: (2, -129), 0xD2: (4, -(1 << 15) - 1), 0xD3: (8, -(1 << 31) - 1)}
-CONSTANTS = {0xC0: ("nil", 0), 0xC2: ("bool", 0), 0xC3: ("bool", 1)}
-
-
-class Cursor:
-    """Takes from msgpack the values that the caller expects, so that nothing else is ever allocated."""
-
-    def __init__(self, raw: bytes, limits: Limits) -> None:
-        self.raw, self.at, self.limits = raw, 0, limits
-
-    def take(self, nbytes: int) -> bytes:
-        require(nbytes <= len(self.raw) - self.at, "I-1", f"index: ends within the value at {self.at}")
-        self.at += nbytes
-        return self.raw[self.at - nbytes : self.at]
-
-    def head(self) -> tuple[str, int]:
-        """The type of the next value; its number, or how many bytes or entries follow."""
-        start, first = self.at, self.take(1)[0]
-        if first < 0x80 or first >= 0xE0:
-            return "int", first if first < 0x80 else first - 256
-        if first < 0xC0:
-            return ("str", first & 31) if first >= 0xA0 else (("map", "array")[first >> 4 & 1], first & 15)
-        if first in UNSIGNED:
-            name, width, least = UNSIGNED[first]
-            number = int.from_bytes(self.take(width), "big")
-            require(number >= least, "I-1", f"index: {name} at {start} is not in its shortest encoding")
-            return name, number
-        if first in SIGNED:
-            width, greatest = SIGNED[first]
-            number = int.from_bytes(self.take(width), "big", signed=True)
-            require(number <= greatest, "I-1", f"index: int at {start} is not in its shortest encoding")
-            return "int", number
-        require(first != 0xC1, "I-1", f"index: byte C1 at {start} is not msgpack")
-        return CONSTANTS.get(first, ("float or extension", 0))
-
-    def number(self, name: str, rule: str = "I-2") -> int:
-        start, (found, number) = self.at, self.head()
-        require(found == name, rule, f"index: {found} instead of {name} at {start}")
-        return number
-
-    def integer(self, rule: str = "I-2") -> int:
-        return self.number("int", rule)
-
-    def binary(self) -> bytes:
-        return self.take(self.number("bin"))
-
-    def string(self, rule: str = "I-2") -> str:
-        return self.text(self.number("str", rule))
-
-    def text(self, nbytes: int) -> str:
-        start = self.at
-        try:
-            return self.take(nbytes).decode()
-        except UnicodeDecodeError:
-            raise Refused("I-4", f"index: str at {start} is not UTF-8") from None
-
-    def array(self, entry: "Callable[[Cursor], T]", rule: str = "I-2") -> list[T]:
-        start, number = self.at, self.number("array", rule)
-        require(number <= self.limits.entries, LIMIT, f"index: array of {number} entries at {start}")
-        return [entry(self) for _ in range(number)]
-
-    def map(self, entries: "Schema") -> dict[str, Any]:
-        """A map with exactly these keys in this order."""
-        start, number, values = self.at, self.number("map"), {}
-        require(number == len(entries), "I-2", f"index: map of {number} keys at {start}")
-        for name, entry in entries.items():
-            start, key = self.at, self.string()
-            require(key == name, "I-2", f"index: key {key!r} at {start}, where {name!r} belongs")
-            values[name] = entry(self)
-        return values
-
-    def row(self, length: int, rule: str = "I-2") -> None:
-        start, number = self.at, self.number("array", rule)
-        require(number == length, rule, f"index: array of {number} instead of {length} entries at {start}")
-
-
-def column(dtype: str) -> Callable[[Cursor], Column]:
-    width = np.dtype(dtype).itemsize
-
-    def read_column(cursor: Cursor) -> Column:
-        start, packed = cursor.at, cursor.binary()
-        require(len(packed) % width == 0, "I-3", f"index: column at {start} is not in units of {width} bytes")
-        return np.ndarray(len(packed) // width, dtype, packed)
-
-    return read_column
-
-
-class Type(NamedTuple):
-    class_kind: int
-    name: str
-    fields: tuple[str, ...]
-
-
-def read_type(cursor: Cursor) -> Type:
-    cursor.row(3)
-    return Type(cursor.integer(), cursor.string(), tuple(cursor.array(Cursor.string)))
-
-
-def read_file_entry(cursor: Cursor) -> tuple[str, int, bytes]:
-    cursor.row(3)
-    return cursor.string(), cursor.integer(), cursor.binary()
-
-
-Schema = dict[str, Callable[[Cursor], Any]]
-U8, U32, U64 = column("u1"), column("<u4"), column("<u8")
-NODES: Schema = {
-    "kinds": U8,
-    "counts": U64,
-    "ints": column("<i8"),
-    "floats": column("<f8"),
-    "strings": lambda cursor: cursor.array(Cursor.string),
-    "bytes": lambda cursor: cursor.array(Cursor.binary),
-    "objects": U32,
-    "arrays": U32,
+SCHEMA_TEXT = """
+    nodes kinds:u1 counts:u8 ints:V8 floats:V8 strings:[str] bytes:[bin] objects:u4 arrays:u4
+    types :[]
+    dtypes :[]
+    arrays dtype:u4 rank:u1 shape:u8 layout:u1 axes:u1 cut_counts:u4 cuts:u8 chunk_counts:u4
+    inline :bin
+    chunks file:u4 offset:u8 stored:u4 raw:u4 codec:u1 check:V8 digest:V16
+    files :[]
+"""
+SCHEMA = {
+    (name, key): form
+    for name, *columns in map(str.split, SCHEMA_TEXT.strip().splitlines())
+    for key, form in (column.split(":") for column in columns)
 }
-ARRAYS: Schema = {
-    "dtype": U32,
-    "rank": U8,
-    "shape": U64,
-    "layout": U8,
-    "axes": U8,
-    "cut_counts": U32,
-    "cuts": U64,
-    "chunk_counts": U32,
-}
-CHUNKS: Schema = {
-    "file": U32,
-    "offset": U64,
-    "stored": U32,
-    "raw": U32,
-    "codec": U8,
-    "check": column("V8"),
-    "digest": column("V16"),
-}
-INDEX: Schema = {
-    "nodes": lambda cursor: cursor.map(NODES),
-    "types": lambda cursor: cursor.array(read_type),
-    "dtypes": lambda cursor: cursor.array(read_dtype),
-    "arrays": lambda cursor: cursor.map(ARRAYS),
-    "inline": Cursor.binary,
-    "chunks": lambda cursor: cursor.map(CHUNKS),
-    "files": lambda cursor: cursor.array(read_file_entry),
-}
+CHUNK_COLUMNS = [key for name, key in SCHEMA if name == "chunks"]
 
 
-def read_index(raw: bytes, limits: Limits) -> dict[str, Any]:
-    cursor = Cursor(raw, limits)
-    index = cursor.map(INDEX)
-    require(cursor.at == len(raw), "I-1", f"index: {len(raw) - cursor.at} bytes after the map")
-    for table, names in (("arrays", ["dtype", "rank", "layout"]), ("chunks", list(CHUNKS))):
-        lengths = {len(index[table][name]) for name in names}
-        require(len(lengths) == 1, "I-3", f"{table}: parallel columns of unequal lengths {sorted(lengths)}")
+def read_index(raw: bytes) -> dict[str, Any]:
+    """Return the index with its columns as lists."""
+    try:
+        document = msgpack.unpackb(raw, object_pairs_hook=read_map, strict_map_key=False, ext_hook=refuse_extension)
+        again = msgpack.packb(document)
+    except UnicodeDecodeError as error:
+        raise Refused("I-4", f"index: a str is not UTF-8: {error}") from None
+    except (ValueError, TypeError) as error:
+        raise Refused("I-1", f"index: not one msgpack object: {error}") from None
+    require(again == raw, "I-1", "index: not every value is in its shortest encoding")
+    sections = {name: [key for section, key in SCHEMA if section == name and key] for name, _ in SCHEMA}
+    check_keys(document, list(sections), "index")
+    index: dict[str, Any] = {}
+    for name, keys in sections.items():
+        if keys:
+            check_keys(document[name], keys, name)
+            index[name] = {key: conform(document[name][key], SCHEMA[name, key], f"{name}/{key}") for key in keys}
+        else:
+            index[name] = conform(document[name], SCHEMA[name, ""], name)
+    for name, parallel in (("arrays", ["dtype", "rank", "layout"]), ("chunks", CHUNK_COLUMNS)):
+        lengths = {len(index[name][key]) for key in parallel}
+        require(len(lengths) == 1, "I-3", f"{name}: parallel columns of unequal lengths {sorted(lengths)}")
     return index
 
 
-# Section 6: dtypes.
-
-ENDIAN = (
-    dict.fromkeys(("int16", "uint16", "float16"), 2)
-    | dict.fromkeys(("int32", "uint32", "float32"), 4)
-    | dict.fromkeys(("int64", "uint64", "float64", "complex64"), 8)
-    | {"complex128": 16}
-)
-EXTENDED = {"float80_x87": 16, "complex160_x87": 32, "float128": 16, "complex256": 32}
-ONE_BYTE = """
-    float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz
-    float8_e8m0fnu float6_e2m3fn float6_e3m2fn float4_e2m1fn int1 uint1 int2 uint2 int4 uint4
-"""
-ML_DTYPES = dict.fromkeys(ONE_BYTE.split(), 1) | {"bfloat16": 2, "complex32": 4, "bcomplex32": 4}
-BIG_ENDIAN = {f"{name}_be": size for name, size in ENDIAN.items()}
-SIMPLE = {"bool": 1, "int8": 1, "uint8": 1} | ENDIAN | BIG_ENDIAN | EXTENDED | ML_DTYPES
-SIZED = {"bytes": 1, "str": 4, "str_be": 4, "void": 1}
-TIMES = {"datetime64", "datetime64_be", "timedelta64", "timedelta64_be"}
-UNITS = {"Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as", "generic"}
+def read_map(pairs: list[tuple[object, object]]) -> dict[str, object]:
+    entries = {key: value for key, value in pairs if isinstance(key, str)}
+    require(len(entries) == len(pairs), "I-2", "index: the keys of a map are not distinct strings")
+    return entries
 
 
-def read_dtype(cursor: Cursor, depth: int = 1) -> Dtype:
-    where = f"dtype at {cursor.at} of the index"
-    found, number = cursor.head()
-    if found == "str":
-        name = cursor.text(number)
-        require(name in SIMPLE, "D-1", f"{where}: {name!r} is unknown")
-        return name
-    require(found == "array" and number >= 1, "D-1", f"{where}: neither a str nor an array")
-    tag = cursor.string("D-1")
-    if tag in SIZED and number == 2:
-        length = cursor.integer("D-1")
-        require(length >= 0, "D-1", f"{where}: length {length}")
-        require(length * SIZED[tag] <= cursor.limits.itemsize, LIMIT, f"{where}: {tag} of length {length}")
-        return tag, length
-    if tag in TIMES and number == 3:
-        unit, multiple = cursor.string("D-1"), cursor.integer("D-1")
-        known = unit in UNITS and 1 <= multiple < (2 if unit == "generic" else 2**31)
-        require(known, "D-1", f"{where}: unit of {multiple} {unit!r}")
-        return tag, unit, multiple
-    require(tag == "struct" and number == 4, "D-1", f"{where}: {tag!r} of {number} entries is unknown")
-    require(depth <= 32, "D-1", f"{where}: structs nest more than 32 deep")
-    size, aligned = cursor.integer("D-1"), bool(cursor.number("bool", "D-1"))
-    require(0 <= size < 2**31, "D-2", f"{where}: itemsize {size}")
-    fields = tuple(cursor.array(lambda cursor: read_field(cursor, size, depth + 1), "D-1"))
-    names = [name for field in fields for name in field[:2] if name is not None]
-    require(len(set(names)) == len(names), "D-2", f"{where}: names and titles are not distinct")
-    return tag, size, aligned, fields
+def refuse_extension(code: int, _payload: bytes) -> NoReturn:
+    raise ValueError(f"extension type {code}")
 
 
-def read_field(cursor: Cursor, size: int, depth: int) -> tuple[Any, ...]:
-    where = f"field at {cursor.at} of the index"
-    cursor.row(5, "D-1")
-    name, (found, number) = cursor.string("D-1"), cursor.head()
-    require(found in ("str", "nil"), "D-1", f"{where}: its title is neither a str nor nil")
-    title = cursor.text(number) if found == "str" else None
-    dtype, offset = read_dtype(cursor, depth), cursor.integer("D-1")
-    extents = tuple(cursor.array(lambda cursor: cursor.integer("D-1"), "D-1"))
-    require(all(0 <= extent < 2**31 for extent in extents), "D-2", f"{where}: an extent is out of range")
-    require(len(extents) <= cursor.limits.rank, LIMIT, f"{where}: sub-array of {len(extents)} axes")
-    end = offset + itemsize(dtype) * math.prod(extents)
-    require(0 <= offset <= end <= size, "D-2", f"{where}: bytes {offset} to {end} of an item of {size}")
-    return name, title, dtype, offset, extents
+def check_keys(value: object, keys: list[str], where: str) -> None:
+    require(isinstance(value, dict) and list(value) == keys, "I-2", f"{where}: not a map of {keys} in this order")
 
 
-def itemsize(dtype: Dtype) -> int:
-    if isinstance(dtype, str):
-        return SIMPLE[dtype]
-    tag, size = dtype[0], dtype[1]
-    return 8 if tag in TIMES else int(size) * SIZED.get(tag, 1)
+def conform(value: Any, form: str, where: str) -> Any:
+    """Check I-2 and I-3; return the value, of a column as a list."""
+    of = {"[]": None, "[str]": str, "[bin]": bytes}
+    right = is_array(value, of[form]) if form in of else isinstance(value, bytes)
+    require(right, "I-2", f"{where}: not what belongs there")
+    if form in of or form == "bin":
+        return value
+    require(len(value) % int(form[1:]) == 0, "I-3", f"{where}: {len(value)} bytes in entries of {form[1:]}")
+    return np.frombuffer(value, f"<{form}").tolist()
 
 
-# Sections 5 and 7: types and arrays.
+def is_array(value: object, of: type | None = None) -> bool:
+    return isinstance(value, list) and (of is None or all(type(entry) is of for entry in value))
 
-# Class kind, names, fields; no fields here means any.
-REGISTERED = """
+
+def check_first_use(uses: list[int], entries: int, rule: str, table: str) -> None:
+    """Each index is at most one more than the greatest before it, and every entry is used."""
+    used = 0
+    for index in uses:
+        require(index <= used, rule, f"{table}: entry {index} is used before entry {used}")
+        used = max(used, index + 1)
+    require(used == entries, rule, f"{table}: {entries} entries, {used} in use")
+
+
+def distinct(values: list[Any]) -> bool:
+    return len({msgpack.packb(value) for value in values}) == len(values)
+
+
+# Section 5: types. A line of the registry: class kind, names, fields; no fields here means any.
+
+REGISTRY_TEXT = """
     0 python.OrderedDict,python.defaultdict,python.Counter items
     0 python.deque items,maxlen
     0 python.bytearray value
@@ -375,7 +206,8 @@ REGISTERED = """
     0 numpy.ObjectArray values,shape
     0 numpy.StringArray values,shape,coerce,missing
     1 numpy.dtype descriptor
-    0 torch.Tensor,torch.nn.Parameter,torch.nn.Buffer data,requires_grad
+    0 torch.Tensor,torch.nn.Parameter data,requires_grad
+    0 torch.nn.Buffer data,requires_grad,persistent
     0 torch.PackedTensor data,dtype,shape,requires_grad,parameter
     1 torch.SparseTensor values,indices,layout,shape,coalesced,requires_grad
     0 torch.Size shape
@@ -385,552 +217,457 @@ REGISTERED = """
     0 jax.PRNGKeyArray key_data,impl
 """
 REGISTRY = {
-    name: (int(words[0]), [tuple(fields.split(",")) for fields in words[2:]])
-    for words in map(str.split, REGISTERED.strip().splitlines())
-    for name in words[1].split(",")
+    name: (int(kind), fields[0].split(",") if fields else None)
+    for kind, names, *fields in map(str.split, REGISTRY_TEXT.strip().splitlines())
+    for name in names.split(",")
 }
 
 
-def check_types(types: list[Type]) -> None:
-    for number, (class_kind, name, fields) in enumerate(types):
-        where = f"type {number} ({name!r})"
+def check_types(types: list[Any]) -> None:
+    for number, entry in enumerate(types):
+        where = f"type {number}"
+        formed = isinstance(entry, list) and [type(part) for part in entry] == [int, str, list]
+        require(formed and is_array(entry[2], str), "I-2", f"{where}: not [class kind, name, [field, ...]]")
+        class_kind, name, fields = entry
         require(0 <= class_kind <= 5, "T-1", f"{where}: class kind {class_kind} is unknown")
-        require(name, "T-2", f"{where}: no name")
-        require(len(set(fields)) == len(fields), "T-2", f"{where}: fields are not distinct")
-        require(class_kind != 0 or fields, "T-2", f"{where}: a wrapper without fields")
-        require(class_kind != 4 or fields == ("name", "value"), "T-2", f"{where}: an enum with fields {fields}")
-        expected_kind, expected_fields = REGISTRY.get(name, (class_kind, []))
-        right = class_kind == expected_kind and fields in (expected_fields or [fields])
-        require(right, "T-4", f"{where}: class kind {class_kind} with fields {fields} is not the registered one")
-    require(len(set(types)) == len(types), "T-3", "types: equal entries")
+        named = name and distinct(fields) and (class_kind != 0 or fields)
+        require(named, "T-2", f"{where}: no name, or fields that are not distinct, or a wrapper without any")
+        require(class_kind != 4 or fields == ["name", "value"], "T-2", f"{where}: an enum with fields {fields}")
+        registered_kind, registered_fields = REGISTRY.get(name, (class_kind, fields))
+        right = class_kind == registered_kind and fields == (registered_fields or fields)
+        require(right, "T-4", f"{where}: {name} has other fields or another class kind in the registry")
+    require(distinct(types), "T-3", "types: equal entries")
 
 
-def check_first_use(uses: Column, entries: int, rule: str, table: str) -> None:
-    """Each index is at most one more than the greatest before it, and every entry is used."""
-    greatest = np.maximum.accumulate(np.concatenate(([-1], uses.astype(np.int64))))
-    require((np.diff(greatest) <= 1).all(), rule, f"{table}: not in order of first use")
-    require(greatest[-1] + 1 == entries, rule, f"{table}: {entries} entries, {greatest[-1] + 1} in use")
+# Section 6: dtypes. One that numpy does not have here stands as so many opaque bytes.
+
+WIDE_TEXT = "int16 int32 int64 uint16 uint32 uint64 float16 float32 float64 complex64 complex128"
+ML_TEXT = """
+    float8_e3m4 float8_e4m3 float8_e4m3b11fnuz float8_e4m3fn float8_e4m3fnuz float8_e5m2 float8_e5m2fnuz
+    float8_e8m0fnu float6_e2m3fn float6_e3m2fn float4_e2m1fn int1 uint1 int2 uint2 int4 uint4
+"""
+ML_NBYTES = dict.fromkeys(ML_TEXT.split(), 1) | {"bfloat16": 2, "complex32": 4, "bcomplex32": 4}
+EXTENDED = {"float80_x87": (63, 16), "complex160_x87": (63, 32), "float128": (112, 16), "complex256": (112, 32)}
+LONG = {(np.finfo(of).nmant, np.dtype(of).itemsize): np.dtype(of) for of in (np.longdouble, np.clongdouble)}
+SIMPLE: dict[str, np.dtype[Any]] = {
+    **{name: np.dtype(name) for name in ("bool", "int8", "uint8")},
+    **{name: np.dtype(name).newbyteorder("<") for name in WIDE_TEXT.split()},
+    **{f"{name}_be": np.dtype(name).newbyteorder(">") for name in WIDE_TEXT.split()},
+    **{name: np.dtype(getattr(ml_dtypes, name, f"V{nbytes}")) for name, nbytes in ML_NBYTES.items()},
+    **{name: LONG.get(form, np.dtype(f"V{form[1]}")) for name, form in EXTENDED.items()},
+}
+SIZED = {"bytes": ("S", 1), "void": ("V", 1), "str": ("<U", 4), "str_be": (">U", 4)}
+TIMES = {"datetime64": "<M8", "datetime64_be": ">M8", "timedelta64": "<m8", "timedelta64_be": ">m8"}
+UNITS = ("Y", "M", "W", "D", "h", "m", "s", "ms", "us", "ns", "ps", "fs", "as", "generic")
 
 
-@dataclass(frozen=True)
+def is_size(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**31
+
+
+def read_dtype(dtype: Any, depth: int = 1) -> np.dtype[Any]:
+    """Check D-1 and D-2."""
+    match dtype:
+        case str(name) if name in SIMPLE:
+            return SIMPLE[name]
+        case [str(tag), n] if tag in SIZED and is_size(n) and is_size(n * SIZED[tag][1]):
+            return np.dtype(f"{SIZED[tag][0]}{n}")
+        case [str(tag), "generic", 1 as k] if tag in TIMES and type(k) is int:
+            return np.dtype(TIMES[tag])
+        case [str(tag), unit, k] if tag in TIMES and unit in UNITS[:-1] and is_size(k) and k >= 1:
+            return np.dtype(f"{TIMES[tag]}[{k}{unit}]")
+        case ["struct", itemsize, bool(aligned), list(fields)] if is_size(itemsize) and depth <= 32:
+            return read_struct(itemsize, fields, depth, align=aligned)
+    raise Refused("D-1", f"dtype: {str(dtype)[:80]} is not one of the format")
+
+
+def read_struct(itemsize: int, fields: list[Any], depth: int, *, align: bool) -> np.dtype[Any]:
+    layout: Any = {"names": [], "titles": [], "formats": [], "offsets": [], "itemsize": itemsize}
+    for field in fields:
+        match field:
+            case [str(name), None | str() as title, base, int(offset), list(extents)]:
+                form = read_dtype(base, depth + 1)
+                require(all(type(value) is int for value in (offset, *extents)), "D-1", f"dtype: field {name!r}")
+            case _:
+                raise Refused("D-1", f"dtype: {str(field)[:80]} is no field of a struct")
+        bounded = all(map(is_size, (offset, *extents))) and len(extents) <= 64
+        within = bounded and offset + form.itemsize * math.prod(extents) <= itemsize
+        require(within, "D-2", f"dtype: field {name!r} is not within the {itemsize} bytes")
+        for part, value in zip(layout, (name, title, (form, tuple(extents)), offset), strict=False):
+            layout[part].append(value)
+    labels = layout["names"] + [title for title in layout["titles"] if title is not None]
+    require(distinct(labels), "D-2", "dtype: names and titles of fields are not distinct")
+    # Platforms differ in alignment: what is aligned where it was written need not be so here.
+    for aligned in (align, False):
+        with suppress(ValueError, TypeError):
+            found: np.dtype[Any] = np.dtype(layout, align=aligned)
+            return found
+    return np.dtype(f"V{itemsize}")
+
+
+# Section 7: arrays.
+
+
+@dataclass
 class Array:
-    dtype: Dtype
-    shape: tuple[int, ...]
-    axes: tuple[int, ...] | None
-    stored_shape: tuple[int, ...]
-    itemsize: int
+    descriptor: Any
+    dtype: np.dtype[Any]
+    shape: list[int]
+    axes: list[int] | None
+    stored_shape: list[int]
+    pieces: list[list[tuple[int, int]]]  # of each axis as stored; the boxes are their product
+    chunk_counts: list[int]  # of each box; empty if the array is inline
     nbytes: int
-    chunked: bool
-    intervals: list[list[tuple[int, int]]]  # the pieces of each axis as stored; the boxes are their product
-    chunk_counts: list[int]  # of each box
+    content: bytes = b""  # in stored order, the boxes put together
 
 
 class Supply:
-    """A column that is used up from its front."""
+    """The columns of a table, each used up from its front."""
 
-    def __init__(self, name: str, column: Column) -> None:
-        self.name, self.column, self.at = name, column, 0
+    def __init__(self, columns: dict[str, list[Any]], rule: str) -> None:
+        self.columns, self.rule, self.at = columns, rule, dict.fromkeys(columns, 0)
 
-    def take(self, number: int) -> list[int]:
-        require(number <= len(self.column) - self.at, "A-6", f"arrays: column {self.name} is too short")
-        self.at += number
-        taken: list[int] = self.column[self.at - number : self.at].tolist()
-        return taken
+    def take(self, name: str, number: int) -> list[Any]:
+        values = self.columns[name][self.at[name] : self.at[name] + number]
+        require(len(values) == number, self.rule, f"column {name} is too short")
+        self.at[name] += number
+        return values
+
+    def finish(self) -> None:
+        for name, values in self.columns.items():
+            require(self.at[name] == len(values), self.rule, f"column {name} is too long")
 
 
-def read_arrays(index: dict[str, Any], limits: Limits) -> list[Array]:
-    dtypes, table = index["dtypes"], index["arrays"]
-    require(len(set(dtypes)) == len(dtypes), "D-3", "dtypes: equal entries")
+def read_arrays(index: dict[str, Any]) -> list[Array]:
+    """Check dtypes and arrays; return them without the contents of those that are chunked."""
+    dtypes, table = [(entry, read_dtype(entry)) for entry in index["dtypes"]], index["arrays"]
+    require(distinct(index["dtypes"]), "D-3", "dtypes: equal entries")
     check_first_use(table["dtype"], len(dtypes), "D-3", "dtypes")
-    supplies = {name: Supply(name, table[name]) for name in table if name not in ("dtype", "rank", "layout")}
-    rows = zip(table["dtype"].tolist(), table["rank"].tolist(), table["layout"].tolist(), strict=True)
-    arrays = [
-        read_array(f"array {number}", dtypes[dtype], rank, layout, supplies)
-        for number, (dtype, rank, layout) in enumerate(rows)
-    ]
-    for supply in supplies.values():
-        require(supply.at == len(supply.column), "A-6", f"arrays: column {supply.name} is too long")
-    inline, found = sum(array.nbytes for array in arrays if not array.chunked), len(index["inline"])
-    require(inline == found, "A-7", f"inline: {found} bytes, the arrays take {inline}")
-    counts, rows_found = table["chunk_counts"], len(index["chunks"]["raw"])
-    require((counts > 0).all(), "A-8", "arrays: a box has no chunk")
-    declared = int(counts.sum(dtype=np.uint64))
-    require(declared == rows_found, "A-8", f"chunks: {rows_found} rows, the arrays take {declared}")
+    supply = Supply(table, "A-6")
+    arrays = [read_array(f"array {number}", dtypes, supply) for number in range(len(table["dtype"]))]
+    supply.finish()
+    at = 0
+    for array in arrays:
+        if not array.chunk_counts:
+            array.content = index["inline"][at : at + array.nbytes]
+            at += array.nbytes
+    require(at == len(index["inline"]), "A-7", f"inline: {len(index['inline'])} bytes, the arrays take {at}")
+    counts, rows = table["chunk_counts"], len(index["chunks"]["raw"])
+    require(all(counts) and sum(counts) == rows, "A-8", f"chunks: {rows} rows, the arrays take {sum(counts)}")
     total = sum(array.nbytes for array in arrays)
-    require(total <= limits.arrays_nbytes, LIMIT, f"arrays of {total} bytes together")
+    require(total <= MAX_ARRAYS_NBYTES, LIMIT, f"arrays of {total} bytes together")
     return arrays
 
 
-def read_array(where: str, dtype: Dtype, rank: int, layout: int, supplies: dict[str, Supply]) -> Array:
+def read_array(where: str, dtypes: list[tuple[Any, np.dtype[Any]]], supply: Supply) -> Array:
+    ((entry,), (rank,), (layout,)) = (supply.take(name, 1) for name in ("dtype", "rank", "layout"))
     require(rank <= 64 and layout < 8, "A-1", f"{where}: rank {rank}, layout {layout:#x}")
-    chunked, has_axes, has_cuts = bool(layout & 1), bool(layout & 2), bool(layout & 4)
-    shape = stored_shape = tuple(supplies["shape"].take(rank))
-    axes, natural = tuple(supplies["axes"].take(rank)) if has_axes else None, tuple(range(rank))
-    if axes is not None:
-        require(axes != natural and tuple(sorted(axes)) == natural, "A-2", f"{where}: axes {axes}")
-        stored_shape = tuple(shape[axis] for axis in axes)
-    counts = supplies["cut_counts"].take(rank) if has_cuts else [0] * rank
-    require(any(counts) if has_cuts else True, "A-3", f"{where}: has cuts, but none")
-    require(chunked or not has_cuts, "A-3", f"{where}: inline, but has cuts")
-    edges = [[0, *supplies["cuts"].take(count), extent] for count, extent in zip(counts, stored_shape, strict=True)]
-    intervals = [list(pairwise(positions)) for positions in edges]
-    ascending = all(low < high for axis in intervals if len(axis) > 1 for low, high in axis)
+    chunked, has_axes, has_cuts = layout & 1, layout & 2, layout & 4
+    shape, natural = supply.take("shape", rank), list(range(rank))
+    axes = supply.take("axes", rank) if has_axes else None
+    require(axes is None or (axes != natural and sorted(axes) == natural), "A-2", f"{where}: axes {axes}")
+    stored_shape = [shape[axis] for axis in axes or natural]
+    cut_counts = supply.take("cut_counts", rank) if has_cuts else [0] * rank
+    cuts = [supply.take("cuts", count) for count in cut_counts]
+    pieces = [list(pairwise([0, *axis, extent])) for axis, extent in zip(cuts, stored_shape, strict=True)]
+    ascending = all(low < high for axis in pieces if len(axis) > 1 for low, high in axis)
     require(ascending, "A-3", f"{where}: cuts are not ascending within the extents")
-    items, size = math.prod(shape), itemsize(dtype)
-    require(max(0, *shape, items, items * size) < 2**63, "A-4", f"{where}: {shape} items of {size} bytes")
-    require(items * size or not (chunked or has_axes), "A-5", f"{where}: no bytes, but chunks or axes")
-    chunk_counts = supplies["chunk_counts"].take(math.prod(map(len, intervals))) if chunked else []
-    return Array(dtype, shape, axes, stored_shape, size, items * size, chunked, intervals, chunk_counts)
+    require(not has_cuts or (chunked and any(cut_counts)), "A-3", f"{where}: has cuts, but none or no chunks")
+    descriptor, dtype = dtypes[entry]
+    product_ = math.prod(factor for factor in (dtype.itemsize, *shape) if factor)
+    require(max([*shape, product_]) < 2**63, "A-4", f"{where}: {shape} items of {dtype.itemsize} bytes")
+    nbytes = dtype.itemsize * math.prod(shape)
+    require(nbytes or not (chunked or has_axes), "A-5", f"{where}: no bytes, but chunks or axes")
+    chunk_counts = supply.take("chunk_counts", math.prod(map(len, pieces))) if chunked else []
+    return Array(descriptor, dtype, shape, axes, stored_shape, pieces, chunk_counts, nbytes)
 
 
 # Section 4: the node stream.
 
 NONE, FALSE, TRUE, ELLIPSIS, INT, BIGINT, FLOAT, COMPLEX, STR, BYTES, ARRAY, SCALAR = range(12)
 LIST, TUPLE, DICT, SET, FROZENSET, OBJECT = range(16, 22)
-LEAVES = "none false true ellipsis int bigint float complex str bytes array scalar"
-CONTAINERS = "list tuple dict set frozenset object"
-NAMES = dict(enumerate(LEAVES.split())) | dict(enumerate(CONTAINERS.split(), LIST))
-PLAIN = {NONE: None, FALSE: False, TRUE: True, ELLIPSIS: ...}
-KEY, ELEMENT, NEITHER = 2, 1, 0
-KEYS, ELEMENTS = {NONE, FALSE, TRUE, INT, BIGINT, FLOAT, STR, BYTES}, {ELLIPSIS, COMPLEX}
-NOT_METADATA = [ELLIPSIS, COMPLEX, ARRAY, SCALAR, SET, FROZENSET, OBJECT]
+KINDS_TEXT = """
+    none:- false:- true:- ellipsis:- int:ints bigint:bytes float:floats complex:floats str:strings bytes:bytes
+    array:arrays scalar:arrays - - - -
+    list:counts tuple:counts dict:counts set:counts frozenset:counts object:objects
+"""
+KINDS = {kind: entry.split(":") for kind, entry in enumerate(KINDS_TEXT.split()) if entry != "-"}  # name, column
+KEYS = {NONE, FALSE, TRUE, INT, BIGINT, FLOAT, STR, BYTES, TUPLE}
+ELEMENTS = KEYS | {ELLIPSIS, COMPLEX, FROZENSET}
 
 
 class Node(NamedTuple):
     kind: int
-    payload: Any  # of a leaf its Python value; of the others the index or count that its column holds
+    payload: Any  # bytes, as in the key string; of arrays, containers and objects the index or count
     children: int
 
 
-def read_nodes(index: dict[str, Any], arrays: list[Array], limits: Limits) -> tuple[list[Node], int]:
+def read_nodes(index: dict[str, Any], arrays: list[Array]) -> tuple[list[Node], int]:
     """Return the nodes, and how many of them are the metadata."""
-    columns, types = index["nodes"], index["types"]
-    kinds = columns["kinds"]
-    require(len(kinds) <= limits.entries, LIMIT, f"{len(kinds)} nodes")
-    tally = np.bincount(kinds, minlength=256).tolist()
-    unknown = [kind for kind in range(256) if tally[kind] and kind not in NAMES]
-    require(not unknown, "N-1", f"nodes: kinds {unknown} are unknown")
-    taken = {
-        "counts": sum(tally[LIST:OBJECT]),
-        "ints": tally[INT],
-        "floats": tally[FLOAT] + 2 * tally[COMPLEX],
-        "strings": tally[STR],
-        "bytes": tally[BYTES] + tally[BIGINT],
-        "objects": tally[OBJECT],
-        "arrays": tally[ARRAY] + tally[SCALAR],
-    }
-    for name, number in taken.items():
-        held = len(columns[name])
-        require(held == number, "N-3", f"nodes: {name} holds {held} entries, the nodes take {number}")
+    types, columns = index["types"], dict(index["nodes"])
+    kinds, supply = columns.pop("kinds"), Supply(columns, "N-3")
+    require(len(kinds) <= MAX_NODES, LIMIT, f"{len(kinds)} nodes")
+    nodes: list[Node] = []
+    ends: list[int] = []  # of the whole trees
+    owed: list[int] = []  # children that are still to come, of each open container
+    for position, kind in enumerate(kinds):
+        require(kind in KINDS, "N-1", f"node {position}: kind {kind} is unknown")
+        require(len(owed) < MAX_DEPTH, LIMIT, f"node {position}: depth {len(owed) + 1}")
+        column = KINDS[kind][1]
+        payload: Any = b"" if column == "-" else supply.take(column, 1)[0]
+        children = payload * (2 if kind == DICT else 1) if kind >= LIST else 0
+        if kind == OBJECT:
+            require(payload < len(types), "N-9", f"node {position}: type {payload} of {len(types)}")
+            children = len(types[payload][2])
+        elif kind == COMPLEX:
+            payload += supply.take("floats", 1)[0]
+        elif kind == STR:
+            payload = payload.encode()
+        elif kind == BIGINT:
+            # What needs nine bytes or more is outside the range of int: one condition serves for both.
+            shortest = len(payload) >= 9 and (payload[-1], payload[-2] >> 7) not in ((0x00, 0), (0xFF, 1))
+            require(shortest, "N-4", f"node {position}: bigint {payload.hex()} fits into fewer bytes, or an int")
+        nodes.append(Node(kind, payload, children))
+        owed.append(children)
+        while owed and not owed[-1]:
+            owed.pop()
+            if owed:
+                owed[-1] -= 1
+        if not owed:
+            ends.append(position + 1)
+    require(len(ends) == 2 and not owed, "N-2", f"nodes: {len(ends)} whole trees, not two")
+    supply.finish()
+    for position, node in enumerate(nodes):
+        if node.kind in (DICT, SET, FROZENSET):
+            check_elements(nodes, position)
+    foreign = {KINDS[node.kind][0] for node in nodes[: ends[0]] if node.kind not in KEYS | {LIST, DICT}}
+    require(not foreign, "N-7", f"metadata: holds {sorted(foreign)}")
     check_first_use(columns["objects"], len(types), "N-9", "types")
     check_first_use(columns["arrays"], len(arrays), "N-10", "arrays")
-
-    children = np.zeros(len(kinds), np.int64)
-    require((columns["counts"] <= len(kinds)).all(), "N-2", "nodes: more children than nodes")
-    children[(kinds >= LIST) & (kinds < OBJECT)] = columns["counts"]
-    children[kinds == DICT] *= 2
-    children[kinds == OBJECT] = np.array([len(entry.fields) for entry in types], np.int64)[columns["objects"]]
-    # A tree lowers the sum of (children - 1) by one, and its last node is the first to do so.
-    sums = np.cumsum(children - 1)
-    ends = [np.flatnonzero(sums == low)[:1].tolist() for low in (-1, -2)]
-    require(ends[1] == [len(kinds) - 1], "N-2", "nodes: not exactly two whole trees")
-
-    supplies = {name: iter(columns[name] if name in ("strings", "bytes") else columns[name].tolist()) for name in taken}
-    floats = supplies["floats"]
-    payloads: dict[int, Callable[[], Any]] = {
-        INT: supplies["ints"].__next__,
-        BIGINT: lambda: bigint(next(supplies["bytes"])),
-        FLOAT: floats.__next__,
-        COMPLEX: lambda: complex(next(floats), next(floats)),
-        STR: supplies["strings"].__next__,
-        BYTES: supplies["bytes"].__next__,
-        ARRAY: supplies["arrays"].__next__,
-        SCALAR: supplies["arrays"].__next__,
-        OBJECT: supplies["objects"].__next__,
-    }
-    payloads.update((kind, supplies["counts"].__next__) for kind in range(LIST, OBJECT))
-    nodes = [
-        Node(kind, PLAIN[kind] if kind in PLAIN else payloads[kind](), number)
-        for kind, number in zip(kinds.tolist(), children.tolist(), strict=True)
-    ]
-    check_containers(nodes, limits)
-    metadata_nodes: int = ends[0][0] + 1
-    foreign = [NAMES[kind] for kind in NOT_METADATA if kind in kinds[:metadata_nodes]]
-    require(not foreign, "N-7", f"metadata: holds {foreign}")
-    check_scalars(nodes, arrays)
-    return nodes, metadata_nodes
+    uses: Counter[int] = Counter(columns["arrays"])
+    for number in (node.payload for node in nodes if node.kind == SCALAR):
+        scalar = arrays[number]
+        alone = uses[number] == 1 and not scalar.shape and not scalar.chunk_counts
+        require(alone, "N-11", f"array {number}: of a scalar, but chunked, not of rank 0, or of another node too")
+        if scalar.dtype.kind == "U":
+            points = np.frombuffer(scalar.content, f"{scalar.dtype.str[0]}u4")
+            require((points <= 0x10FFFF).all(), "N-11", f"array {number}: holds more than U+10FFFF")
+    return nodes, ends[0]
 
 
-def bigint(encoded: bytes) -> int:
-    # What needs nine bytes or more is outside the range of int, so that one condition serves for both.
-    needed = len(encoded) >= 9 and (encoded[-1], encoded[-2] >> 7) not in ((0x00, 0), (0xFF, 1))
-    require(needed, "N-4", f"nodes: bigint of {len(encoded)} bytes fits into fewer, or into an int")
-    return int.from_bytes(encoded, "little", signed=True)
+def check_elements(nodes: list[Node], position: int) -> None:
+    """Check the keys of a dict or the elements of a set: N-5, N-6, N-8."""
+    kind, count, _ = nodes[position]
+    where, at, strings, values = f"node {position} ({KINDS[kind][0]})", position + 1, [], []
+    for _ in range(count):
+        string, value, at = read_element(nodes, at, KEYS if kind == DICT else ELEMENTS)
+        strings.append(string)
+        values.append(value)
+    require(len(set(strings)) == len(set(values)) == count, "N-6", f"{where}: holds equal keys or elements")
+    require(kind == DICT or strings == sorted(strings), "N-8", f"{where}: elements are not in order")
 
 
-def leaf_payload(kind: int, value: Any) -> bytes:
-    """The payload in the key string of a leaf."""
-    if kind == INT:
-        return struct.pack("<q", value)
+@dataclass(frozen=True)
+class NotANumber:
+    payload: bytes
+
+
+def read_element(nodes: list[Node], at: int, allowed: set[int], depth: int = 1) -> tuple[bytes, object, int]:
+    """Return the key string, the value with the equality of N-6, and the place of the next node."""
+    (kind, payload, children), at = nodes[at], at + 1
+    require(kind in allowed, "N-5", f"node {at - 1}: {KINDS[kind][0]} as a key or element")
+    value: object
+    if kind in (TUPLE, FROZENSET):
+        require(depth <= MAX_KEY_DEPTH, LIMIT, f"node {at - 1}: keys or elements nest {depth} deep")
+        strings, values = [], []
+        for _ in range(children):
+            string, value, at = read_element(nodes, at, allowed, depth + 1)
+            strings.append(string)
+            values.append(value)
+        payload, value = b"".join(strings), tuple(values) if kind == TUPLE else frozenset(values)
+    else:
+        value = leaf_value(kind, payload)
+        if isinstance(value, float | complex) and cmath.isnan(value):
+            value = NotANumber(payload)
+    return struct.pack("<BQ", kind, len(payload)) + payload, value, at
+
+
+def leaf_value(kind: int, payload: bytes) -> object:
+    if kind in (INT, BIGINT):
+        return int.from_bytes(payload, "little", signed=True)
     if kind == FLOAT:
-        return struct.pack("<d", value)
+        return struct.unpack("<d", payload)[0]
     if kind == COMPLEX:
-        return struct.pack("<dd", value.real, value.imag)
-    if kind == BIGINT:
-        width = (value if value >= 0 else ~value).bit_length() // 8 + 1
-        return int(value).to_bytes(width, "little", signed=True)
-    if kind == STR:
-        return str(value).encode()
-    return bytes(value) if kind == BYTES else b""
-
-
-def check_containers(nodes: list[Node], limits: Limits) -> None:
-    """Check dicts and sets, from the last node to the first, so that the stacks hold the children of each.
-
-    The stacks are parallel, a first child lies on top. `text` holds the key strings of the elements on them,
-    each backwards, so that appending a header puts it before the strings of the children. `marks` are the
-    places in `text` between the nodes: the key string of a node is what lies between two of them.
-    """
-    values: list[object] = []  # of elements; Python's == is that of N-6
-    grades: list[int] = []
-    depths: list[int] = []
-    marks, text = [0], bytearray()
-    for position in range(len(nodes) - 1, -1, -1):
-        kind, value, number = nodes[position]
-        grade, depth, begin = NEITHER, 1, marks[-number - 1]
-        if kind < LIST:
-            grade = KEY if kind in KEYS else ELEMENT if kind in ELEMENTS else NEITHER
-            text += leaf_payload(kind, value)[::-1] if grade else b""
-        elif number:
-            where = f"node {position} ({NAMES[kind]})"
-            depth = 1 + max(depths[-number:])
-            require(depth <= limits.depth, LIMIT, f"{where}: depth {depth}")
-            if kind == DICT:
-                keys = number // 2
-                require(min(grades[-keys:]) == KEY, "N-5", f"{where}: holds what is no key")
-                strings = {bytes(text[low:high]) for low, high in pairwise(marks[-keys - 1 :])}
-                require(len(strings) == len(set(values[-keys:])) == keys, "N-6", f"{where}: holds equal keys")
-            if kind in (SET, FROZENSET):
-                require(min(grades[-number:]) >= ELEMENT, "N-5", f"{where}: holds what is no element")
-                require(len(set(values[-number:])) == number, "N-6", f"{where}: holds equal elements")
-                check_order(text, marks[-number - 1 :], where)
-        if kind == TUPLE:
-            grade = min(grades[-number:]) if number else KEY
-            value = tuple(values[: -number - 1 : -1])
-        if kind == FROZENSET:
-            grade, value = ELEMENT, frozenset(values[: -number - 1 : -1])
-        if grade:
-            text += struct.pack("<BQ", kind, len(text) - begin)[::-1]
-        else:
-            del text[begin:]
-        if number:
-            del values[-number:], grades[-number:], depths[-number:], marks[-number:]
-        values.append(value if grade else None)
-        grades.append(grade)
-        depths.append(depth)
-        marks.append(len(text))
-
-
-def check_order(text: bytearray, marks: list[int], where: str) -> None:
-    spans = list(pairwise(marks))[::-1]
-    for (low, high), (next_low, next_high) in pairwise(spans):
-        # Copying only what both have keeps sets within sets from costing the square of their size.
-        size, next_size = high - low, next_high - next_low
-        common = min(size, next_size)
-        this, following = text[high - common : high][::-1], text[next_high - common : next_high][::-1]
-        require((this, size) != (following, next_size), "N-6", f"{where}: holds equal elements")
-        require((this, size) < (following, next_size), "N-8", f"{where}: elements are not in order")
-
-
-def check_scalars(nodes: list[Node], arrays: list[Array]) -> None:
-    uses = Counter(node.payload for node in nodes if node.kind in (ARRAY, SCALAR))
-    for number in {node.payload for node in nodes if node.kind == SCALAR}:
-        plain = arrays[number].shape == () and not arrays[number].chunked
-        require(plain, "N-11", f"array {number}: a scalar, but chunked or not of rank 0")
-        require(uses[number] == 1, "N-11", f"array {number}: a scalar, but named by {uses[number]} nodes")
+        return complex(*struct.unpack("<dd", payload))
+    if kind in (STR, BYTES):
+        return payload.decode() if kind == STR else payload
+    return {NONE: None, FALSE: False, TRUE: True, ELLIPSIS: ...}[kind]
 
 
 # Section 8: chunks.
 
-
-class Chunk(NamedTuple):
-    offset: int
-    stored: int
-    raw: int
-    codec: int
-    check: bytes
-    digest: bytes
+Row = tuple[int, int, int, int, int, bytes, bytes]  # as in the columns of the table
 
 
-def read_chunk_table(index: dict[str, Any], arrays: list[Array], end: int, limits: Limits) -> list[Chunk]:
-    """Return the rows; `end` is where the index begins."""
-    files, columns = index["files"], index["chunks"]
-    require(files == [("", 0, b"")], "C-1", f"files: {len(files)} entries, not just that of this file")
-    require((columns["file"] == 0).all(), "C-1", "chunks: a row lies in another file")
-    chunks = [Chunk(*row) for row in zip(*(columns[name].tolist() for name in Chunk._fields), strict=True)]
-    rows = iter(enumerate(chunks))
+def read_chunk_table(index: dict[str, Any], arrays: list[Array], index_offset: int) -> list[Row]:
+    require(msgpack.packb(index["files"]) == msgpack.packb([["", 0, b""]]), "C-1", "files: not that of this file alone")
+    require(not any(index["chunks"]["file"]), "C-1", "chunks: a row lies in another file")
+    table: list[Row] = list(zip(*index["chunks"].values(), strict=True))
+    rows = iter(table)
     for number, array in enumerate(arrays):
-        boxes = product(*array.intervals) if array.chunked else ()
-        for box, count in zip(boxes, array.chunk_counts, strict=True):
-            nbytes = array.itemsize * math.prod(high - low for low, high in box)
-            for row, chunk in islice(rows, count):
-                check_chunk(chunk, array.itemsize, f"array {number}, chunk {row}", limits)
-                nbytes -= chunk.raw
-            require(nbytes == 0, "C-3", f"array {number}: the chunks of box {box} miss it by {nbytes} bytes")
-    firsts: dict[int, Chunk] = {}
-    offset = 64
-    for row, chunk in enumerate(chunks):
-        first = firsts.setdefault(chunk.offset, chunk)
-        require(first == chunk, "C-6", f"chunk {row}: differs from another at its offset")
-        if first is chunk:
-            require(chunk.offset == offset, "C-6", f"chunk {row}: at {chunk.offset}, not at {offset}")
-            offset = align(offset + chunk.stored)
-    require(offset == end, "C-6", f"the chunks end at {offset}, the index begins at {end}")
-    return chunks
+        where, size = f"array {number}", array.dtype.itemsize
+        for box, count in zip(product(*array.pieces), array.chunk_counts, strict=False):
+            nbytes = size * math.prod(high - low for low, high in box)
+            for _, offset, stored, raw, codec, check, digest in islice(rows, count):
+                require(codec in (RAW, FILL, ZSTD), "C-2", f"{where}: codec {codec} at {offset} is unknown")
+                require(raw >= 1 and raw % size == 0, "C-3", f"{where}: {raw} bytes at {offset} in items of {size}")
+                require(raw <= MAX_CHUNK_NBYTES, LIMIT, f"{where}: {raw} bytes at {offset}")
+                fits = 1 <= stored < raw if codec == ZSTD else stored == (size if codec == FILL else raw)
+                require(fits, "C-4", f"{where}: {stored} bytes stored at {offset} for {raw} by codec {codec}")
+                require(codec != RAW or check == digest[:8], "C-5", f"{where}: check and digest at {offset} differ")
+                nbytes -= raw
+            require(nbytes == 0, "C-3", f"{where}: the chunks of box {box} miss it by {nbytes} bytes")
+    firsts: dict[int, Row] = {}
+    due = 64
+    for row in table:
+        _, offset, stored, *_ = row
+        first = firsts.setdefault(offset, row)
+        require(first == row, "C-6", f"two rows for offset {offset} differ")
+        if first is row:
+            require(offset == due, "C-6", f"chunk at {offset}, not at {due}")
+            due = align(due + stored)
+    require(due == index_offset, "C-6", f"the chunks end at {due}, the index begins at {index_offset}")
+    return table
 
 
-def check_chunk(chunk: Chunk, size: int, where: str, limits: Limits) -> None:
-    _, stored, raw, codec, check, digest = chunk
-    require(codec in (RAW, FILL, ZSTD), "C-2", f"{where}: codec {codec} is unknown; the file is not damaged")
-    require(raw >= 1 and raw % size == 0, "C-3", f"{where}: {raw} bytes in items of {size}")
-    require(raw <= limits.chunk_nbytes, LIMIT, f"{where}: {raw} bytes")
-    right = 1 <= stored < raw if codec == ZSTD else stored == (size if codec == FILL else raw)
-    require(right, "C-4", f"{where}: {stored} bytes stored for {raw} in items of {size} by codec {codec}")
-    require(codec != RAW or check == digest[:8], "C-5", f"{where}: check and digest differ")
-
-
-def read_chunk(data: memoryview, chunk: Chunk, where: str) -> bytes:
-    where, end = f"{where} (offset {chunk.offset})", chunk.offset + chunk.stored
-    stored = data[chunk.offset : end]
+def read_chunk(data: memoryview, row: Row, where: str) -> bytes:
+    _, offset, nbytes, raw_nbytes, codec, check, digest = row
+    where, end = f"{where}, chunk at {offset}", offset + nbytes
+    stored = data[offset:end]
     require(not any(data[end : align(end)]), "C-7", f"{where}: bytes after it are not zero")
-    check = chunk.check if chunk.codec == RAW else xxhash.xxh3_64_digest(stored)
-    require(check == chunk.check, "C-8", f"{where}: wrong check")
+    right = xxhash.xxh3_128_digest(stored) == digest if codec == RAW else xxhash.xxh3_64_digest(stored) == check
+    require(right, "C-8", f"{where}: wrong check")
     # C-9 cannot be broken alone: C-3 and C-4 have settled it for raw and fill, Z-2 and Z-5 do for zstd.
-    zstd = chunk.codec == ZSTD
-    raw = read_zstd(stored, chunk.raw, where) if zstd else bytes(stored) * (chunk.raw // chunk.stored)
-    require(xxhash.xxh3_128_digest(raw) == chunk.digest, "C-10", f"{where}: wrong digest")
+    raw = read_zstd(stored, raw_nbytes, where) if codec == ZSTD else bytes(stored) * (raw_nbytes // nbytes)
+    require(xxhash.xxh3_128_digest(raw) == digest, "C-10", f"{where}: wrong digest")
     return raw
 
 
-def read_contents(data: memoryview, inline: bytes, arrays: list[Array], chunks: list[Chunk]) -> list[bytearray]:
-    """The bytes of every array, in stored order with the boxes put together."""
-    contents, at, rows = [], 0, iter(enumerate(chunks))
+def read_contents(data: memoryview, arrays: list[Array], table: list[Row]) -> None:
+    rows = iter(table)
     for number, array in enumerate(arrays):
-        content = bytearray(array.nbytes)
-        if not array.chunked:
-            content[:] = inline[at : at + array.nbytes]
-            at += array.nbytes
-        else:
-            items = np.ndarray(array.stored_shape, f"V{array.itemsize}", content)
-            for box, count in zip(product(*array.intervals), array.chunk_counts, strict=True):
-                own = islice(rows, count)
-                raw = b"".join(read_chunk(data, chunk, f"array {number}, chunk {row}") for row, chunk in own)
-                shape = tuple(high - low for low, high in box)
-                items[tuple(slice(low, high) for low, high in box)] = np.ndarray(shape, items.dtype, raw)
-        contents.append(content)
-    return contents
+        if array.chunk_counts:
+            items = np.empty(array.stored_shape, f"V{array.dtype.itemsize}")
+            for box, count in zip(product(*array.pieces), array.chunk_counts, strict=True):
+                raw = b"".join(read_chunk(data, row, f"array {number}") for row in islice(rows, count))
+                shape, place = [high - low for low, high in box], tuple(slice(low, high) for low, high in box)
+                items[place] = np.frombuffer(raw, items.dtype).reshape(shape)
+            array.content = items.tobytes()
 
 
 # The whole file.
 
 
-@dataclass(frozen=True)
-class Checkpoint:
-    """A file that keeps every rule, decoded but not yet made into Python values."""
-
-    types: list[Type]
-    dtypes: list[Dtype]
-    nodes: list[Node]
-    metadata_nodes: int
-    arrays: list[Array]
-    contents: list[bytearray]
+Checkpoint = tuple[list[Any], list[Array], list[Node], int]  # types, arrays, nodes, how many of these are metadata
 
 
-@contextmanager
-def bounded() -> Generator[None, None, None]:
-    """Turn the interpreter's own limits into refusals."""
-    try:
-        yield
-    except MemoryError:
-        raise Refused(LIMIT, "not enough memory") from None
-    except RecursionError:
-        raise Refused(LIMIT, "keys nested too deeply for Python to compare") from None
-
-
-@bounded()
-def decode(data: bytes | memoryview, limits: Limits = LIMITS) -> Checkpoint:
+def decode(data: bytes | memoryview) -> Checkpoint:
     """Check every rule; raise Refused with the first one that the file breaks."""
     view = memoryview(data).cast("B")
-    raw, index_offset = read_frame(view, limits)
-    index = read_index(raw, limits)
-    check_types(index["types"])
-    arrays = read_arrays(index, limits)
-    nodes, metadata_nodes = read_nodes(index, arrays, limits)
-    chunks = read_chunk_table(index, arrays, index_offset, limits)
-    contents = read_contents(view, index["inline"], arrays, chunks)
-    return Checkpoint(index["types"], index["dtypes"], nodes, metadata_nodes, arrays, contents)
-
-
-@bounded()
-def read(data: bytes | memoryview, limits: Limits = LIMITS) -> tuple[object, object]:
-    """Return metadata and tree, with wrappers as their value and other objects as a Record."""
-    checkpoint = decode(data, limits)
     try:
-        return build(checkpoint)
-    except (ValueError, TypeError) as error:
-        # The format allows a few things that numpy does not, such as an empty array of a vast shape.
-        raise Refused(LIMIT, f"numpy cannot hold an array of this file: {error}") from None
+        raw, index_offset = read_frame(view)
+        index = read_index(raw)
+        check_types(index["types"])
+        arrays = read_arrays(index)
+        nodes, metadata_nodes = read_nodes(index, arrays)
+        read_contents(view, arrays, read_chunk_table(index, arrays, index_offset))
+    except (MemoryError, RecursionError) as error:
+        raise Refused(LIMIT, type(error).__name__) from None
+    return index["types"], arrays, nodes, metadata_nodes
+
+
+def neutral(checkpoint: Checkpoint) -> dict[str, object]:
+    """Return the document that vectors/README.md defines."""
+    types, arrays, nodes, at = checkpoint
+    forms = list(map(neutral_node, nodes))
+    return {"types": types, "arrays": list(map(neutral_array, arrays)), "metadata": forms[:at], "tree": forms[at:]}
+
+
+def neutral_node(node: Node) -> object:
+    kind, payload, _ = node
+    name, column = KINDS[kind]
+    if column == "-":
+        return name
+    if column == "floats":
+        parts = [payload[at : at + 8][::-1].hex() for at in range(0, len(payload), 8)]
+        return {name: parts[0] if kind == FLOAT else parts}
+    if column == "bytes":
+        return {name: payload.hex()}
+    return {name: payload.decode() if kind == STR else str(leaf_value(kind, payload)) if kind == INT else payload}
+
+
+def neutral_array(array: Array) -> dict[str, object]:
+    axes = {} if array.axes is None else {"axes": array.axes}
+    short, content = array.nbytes <= 4096, array.content
+    form = {"hex": content.hex()} if short else {"sha256": hashlib.sha256(content).hexdigest()}
+    return {"dtype": array.descriptor, "shape": array.shape, **axes, **form}
 
 
 # Python values.
 
 
-@dataclass(frozen=True)
-class Record:
+class Record(NamedTuple):
     """An object as a reader without further knowledge gives it."""
 
-    class_kind: int
     name: str
     fields: dict[str, object]
 
 
-def build(checkpoint: Checkpoint) -> tuple[object, object]:
-    dtypes = {dtype: numpy_dtype(dtype) for dtype in checkpoint.dtypes}
-    contents = checkpoint.contents
-    arrays = [
-        numpy_array(array, dtypes[array.dtype], content)
-        for array, content in zip(checkpoint.arrays, contents, strict=True)
-    ]
-    stack: list[Any] = []
-    for kind, payload, number in reversed(checkpoint.nodes):
-        children = stack[: -number - 1 : -1]
-        if number:
-            del stack[-number:]
-        if kind == ARRAY:
-            stack.append(arrays[payload])
-        elif kind == SCALAR:
-            stack.append(numpy_scalar(arrays[payload], contents[payload]))
-        elif kind == LIST:
-            stack.append(children)
-        elif kind == TUPLE:
-            stack.append(tuple(children))
+def read(data: bytes | memoryview) -> tuple[object, object]:
+    """Return metadata and tree, with wrappers as their value and other objects as a Record."""
+    types, array_forms, nodes, _ = decode(data)
+    arrays = list(map(numpy_array, array_forms))
+    stack: list[Any] = []  # from the last node on, so that the children of each lie on it, the first on top
+    for kind, payload, count in reversed(nodes):
+        children = stack[: -count - 1 : -1]
+        del stack[len(stack) - count :]
+        if kind in (ARRAY, SCALAR):
+            value: object = arrays[payload] if kind == ARRAY else numpy_scalar(arrays[payload])
         elif kind == DICT:
-            stack.append(dict(zip(children[: number // 2], children[number // 2 :], strict=True)))
-        elif kind == SET:
-            stack.append(set(children))
-        elif kind == FROZENSET:
-            stack.append(frozenset(children))
+            value = dict(zip(children[:payload], children[payload:], strict=True))
         elif kind == OBJECT:
-            class_kind, name, fields = checkpoint.types[payload]
-            record = Record(class_kind, name, dict(zip(fields, children, strict=True)))
-            stack.append(children[0] if class_kind == 0 else record)
+            class_kind, name, fields = types[payload]
+            value = children[0] if class_kind == 0 else Record(name, dict(zip(fields, children, strict=True)))
+        elif kind >= LIST:
+            value = {LIST: list, TUPLE: tuple, SET: set, FROZENSET: frozenset}[kind](children)
         else:
-            stack.append(payload)
-    tree, metadata = stack
-    return metadata, tree
+            value = leaf_value(kind, payload)
+        stack.append(value)
+    return stack[1], stack[0]
 
 
-def numpy_array(array: Array, dtype: np.dtype[Any], content: bytearray) -> npt.NDArray[Any]:
-    stored = np.ndarray(array.stored_shape, dtype, content)
+def numpy_array(array: Array) -> np.ndarray[Any, Any]:
+    stored = np.ndarray(array.stored_shape, array.dtype, bytearray(array.content))
     return stored if array.axes is None else stored.transpose(np.argsort(array.axes))
 
 
-def numpy_scalar(array: npt.NDArray[Any], content: bytearray) -> object:
+def numpy_scalar(array: np.ndarray[Any, Any]) -> object:
     # Taken out of an array, these two would lose the zeros at their end.
     if array.dtype.kind == "S":
-        return np.bytes_(content)
+        return np.bytes_(array.tobytes())
     if array.dtype.kind == "U":
-        encoding = "utf-32-be" if array.dtype.byteorder == ">" else "utf-32-le"
-        return np.str_(content.decode(encoding, "surrogatepass"))
+        encoding = "utf-32-be" if array.dtype.str[0] == ">" else "utf-32-le"
+        return np.str_(array.tobytes().decode(encoding, "surrogatepass"))
     return array[()]
 
 
-def numpy_dtype(dtype: Dtype) -> np.dtype[Any]:
-    if isinstance(dtype, str):
-        name, big, _ = dtype.partition("_be")
-        if name in EXTENDED:
-            return extended_dtype(name)
-        require(name not in ML_DTYPES or hasattr(ml_dtypes, name), LIMIT, f"this ml_dtypes has no {name}")
-        found = np.dtype(getattr(ml_dtypes, name) if name in ML_DTYPES else name)
-        return found.newbyteorder(">") if big else found
-    if dtype[0] != "struct":
-        name, big, _ = dtype[0].partition("_be")
-        code = {"bytes": "S", "str": "U", "void": "V", "datetime64": "M8", "timedelta64": "m8"}[name]
-        width = dtype[1] if name in SIZED else "" if dtype[1] == "generic" else f"[{dtype[2]}{dtype[1]}]"
-        return np.dtype(f"{'>' if big else '<'}{code}{width}")
-    _, size, aligned, fields = dtype
-    description: Any = {
-        "names": [name for name, _, _, _, _ in fields],
-        "titles": [title for _, title, _, _, _ in fields],
-        "formats": [
-            (numpy_dtype(inner), extents) if extents else numpy_dtype(inner) for _, _, inner, _, extents in fields
-        ],
-        "offsets": [offset for _, _, _, offset, _ in fields],
-        "itemsize": size,
-    }
+def main(path: str) -> int:
+    """Print the neutral form of a file, or why it is refused; return the exit status."""
     try:
-        laid_out: np.dtype[Any] = np.dtype(description, align=aligned)
-    except ValueError:
-        # Platforms differ in alignment: what is aligned where it was written need not be so here.
-        laid_out = np.dtype(description)
-    return laid_out
-
-
-def extended_dtype(name: str) -> np.dtype[Any]:
-    found = np.dtype(np.clongdouble if name.startswith("complex") else np.longdouble)
-    mantissa_bits = 63 if name.endswith("_x87") else 112
-    same = np.finfo(np.longdouble).nmant == mantissa_bits and found.itemsize == EXTENDED[name]
-    require(same, LIMIT, f"this platform has no {name}")
-    return found
-
-
-# The neutral form and the command line.
-
-
-def neutral(checkpoint: Checkpoint) -> dict[str, object]:
-    nodes = [neutral_node(node) for node in checkpoint.nodes]
-    pairs = zip(checkpoint.arrays, checkpoint.contents, strict=True)
-    return {
-        "types": checkpoint.types,
-        "arrays": [neutral_array(array, content) for array, content in pairs],
-        "metadata": nodes[: checkpoint.metadata_nodes],
-        "tree": nodes[checkpoint.metadata_nodes :],
-    }
-
-
-def neutral_node(node: Node) -> object:
-    kind, payload, _ = node
-    name = NAMES[kind]
-    if kind in PLAIN:
-        return name
-    if kind == INT:
-        return {name: str(payload)}
-    if kind == FLOAT:
-        return {name: struct.pack(">d", payload).hex()}
-    if kind == COMPLEX:
-        return {name: [struct.pack(">d", part).hex() for part in (payload.real, payload.imag)]}
-    return {name: leaf_payload(kind, payload).hex() if kind in (BIGINT, BYTES) else payload}
-
-
-def neutral_array(array: Array, content: bytearray) -> dict[str, object]:
-    axes = {} if array.axes is None else {"axes": array.axes}
-    short = len(content) <= 4096
-    form = {"hex": content.hex()} if short else {"sha256": hashlib.sha256(content).hexdigest()}
-    return {"dtype": array.dtype, "shape": array.shape, **axes, **form}
-
-
-def main(arguments: list[str]) -> int:
-    """Run the command line, return its exit status."""
-    if len(arguments) != 1:
-        print("usage: python reader.py FILE", file=sys.stderr)
-        return 2
-    try:
-        data = Path(arguments[0]).read_bytes()
-    except (OSError, ValueError) as error:
+        print(json.dumps(neutral(decode(Path(path).read_bytes()))))
+    except OSError as error:
         print(f"cannot read the file: {error}", file=sys.stderr)
         return 2
-    try:
-        print(json.dumps(neutral(decode(data))))
     except Refused as refusal:
         print(f"refused: {refusal}", file=sys.stderr)
         return 1
@@ -938,4 +675,4 @@ def main(arguments: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main(sys.argv[1]))
