@@ -75,7 +75,7 @@ def run_reader(array: AnyArray) -> ReadRun:
         for run in runs(array.shape, start, stop):
             part = staged[run.start : run.start + math.prod(run.box.shape)].reshape(run.box.shape)
             # The ellipsis keeps an array of rank 0 one: a scalar would not have all of its bits.
-            _assign(part, array[(*run.box.slices, ...)], padded=padded)
+            _assign(part, array[run.box.selection], padded=padded)
         return staged
 
     return read

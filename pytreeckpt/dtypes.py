@@ -240,7 +240,7 @@ def _parse_struct(itemsize: int, fields: Sequence[object], depth: int, *, aligne
     raise CorruptionError(f"numpy refuses the struct dtype: {problem}", rule="D-2")
 
 
-def _extents(extents: Sequence[int]) -> tuple[int, ...]:
+def _extents(extents: Sequence[Any]) -> tuple[int, ...]:
     shape: list[int] = []
     if len(extents) > _MAX_EXTENTS:
         raise CorruptionError(f"a sub-array has {len(extents)} extents, more than {_MAX_EXTENTS}", rule="D-2")

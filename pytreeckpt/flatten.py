@@ -190,8 +190,7 @@ class _Builder:
     def bad_key(self, key: object) -> UnsupportedTypeError:
         return UnsupportedTypeError(
             f"{self.where()}: the dict key {_shown(key)} is a {_type_text(type(key))}; keys are str, int, bool, "
-            "float, bytes, "
-            "None and tuples of these. Convert it, for example with int(key) or str(key)"
+            "float, bytes, None and tuples of these. Convert it, for example with int(key) or str(key)"
         )
 
     def push(self, children: Sequence[object], stack: list[Any]) -> None:
@@ -268,9 +267,8 @@ class _Builder:
                 self.add_object(value, expansion, stack)
             else:
                 raise UnsupportedTypeError(
-                    f"{self.where()}: cannot store {_shown(value)}. Leave it out, convert it to plain "
-                    "values or arrays, "
-                    "or register its class with pytreeckpt.register_class"
+                    f"{self.where()}: cannot store {_kind_text(value)}. Leave it out, convert it to plain "
+                    "values or arrays, or register its class with pytreeckpt.register_class"
                 )
 
     def add_array(self, array: AnyArray | ArraySource, identity: Hashable, *, kind: int = n.ARRAY) -> None:
@@ -292,9 +290,8 @@ class _Builder:
         for element in value:
             if not is_element(element, self.limits):
                 raise UnsupportedTypeError(
-                    f"{self.where()}: a {type(value).__name__} holds a {_type_text(type(element))}; elements "
-                    "are plain values, "
-                    "and tuples and frozensets of these"
+                    f"{self.where()}: a {type(value).__name__} holds a {_type_text(type(element))}; elements are "
+                    "plain values, and tuples and frozensets of these"
                 )
         elements = sorted_elements(value)
         if len(set(map(equality_form, elements))) != len(elements):
@@ -358,7 +355,7 @@ def _shown(key: object) -> str:
         return "here"
 
 
-def _shown(value: object) -> str:
+def _kind_text(value: object) -> str:
     return f"the class {_type_text(value)}" if isinstance(value, type) else f"a {_type_text(type(value))}"
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from itertools import pairwise, product
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 Shape = tuple[int, ...]
 
@@ -21,8 +21,13 @@ class Box(NamedTuple):
 
     @property
     def slices(self) -> tuple[slice, ...]:
-        """The index of this box in its array."""
+        """The slices that this box is of its array."""
         return tuple(slice(start, start + extent) for start, extent in zip(self.offset, self.shape, strict=True))
+
+    @property
+    def selection(self) -> tuple[Any, ...]:
+        """As `slices`, with an ellipsis, so that what is selected from an array of rank 0 is an array."""
+        return (*self.slices, ...)
 
     def intersect(self, other: Box) -> Box | None:
         """The common part, or None if it is empty."""

@@ -328,9 +328,8 @@ def _check_chunks(
         raise CorruptionError("the chunk counts of the arrays do not match the chunk table", rule="A-8")
     if len(chunks) and int(chunks.raw.max()) > limits.chunk_nbytes:
         raise LimitError(
-            f"a chunk has {int(chunks.raw.max())} raw bytes, more than the limit of {limits.chunk_nbytes}; "
-            "raise it with "
-            "pytreeckpt.limits(chunk_nbytes=…)"
+            f"a chunk has {int(chunks.raw.max())} raw bytes, more than the limit of {limits.chunk_nbytes}; raise it "
+            "with pytreeckpt.limits(chunk_nbytes=…)"
         )
     codecs = {number: codec_of(number) for number in np.unique(chunks.codec).tolist()}
     raw: list[int] = chunks.raw.tolist()

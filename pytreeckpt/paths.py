@@ -136,7 +136,8 @@ def _integer(text: str) -> int:
     if text[0] == "-":
         return -_integer(text[1:])
     half = len(text) // 2
-    return _integer(text[:half]) * 10 ** (len(text) - half) + _integer(text[half:])
+    scale: int = 10 ** (len(text) - half)
+    return _integer(text[:half]) * scale + _integer(text[half:])
 
 
 class _Parser:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
@@ -19,7 +20,7 @@ from pytreeckpt.codecs import Compression, encode_chunk
 from pytreeckpt.dtypes import Descriptor, describe, has_padding
 from pytreeckpt.errors import LimitError
 from pytreeckpt.flatten import FlatTree
-from pytreeckpt.geometry import Box, grid, whole
+from pytreeckpt.geometry import Box, Shape, grid, whole
 from pytreeckpt.index import ArrayEntry, Chunks, encode_index
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes
@@ -120,16 +121,33 @@ def plan_save(flat: FlatTree, limits: Limits) -> SavePlan:
 
 
 def _inline(array: AnyArray | ArraySource, dtype_id: int) -> tuple[ArrayEntry, bytes]:
+    if not array.nbytes:
+        return ArrayEntry(dtype_id, array.shape), b""
     if isinstance(array, ArraySource):
-        axes = array.axes if array.nbytes else None
+        axes, _ = _layout(array)
         stored = np.zeros([array.shape[axis] for axis in axes] if axes else array.shape, array.dtype)
         for box, read in zip(_boxes(array), array.boxes, strict=True):
-            copy_items(stored[(*box.slices, ...)], read(0, math.prod(box.shape)).reshape(box.shape))
+            copy_items(stored[box.selection], read(0, math.prod(box.shape)).reshape(box.shape))
         return ArrayEntry(dtype_id, array.shape, axes), stored.tobytes()
     if has_padding(array.dtype):
         return _inline(source_of(array), dtype_id)
     stored, axes = stored_order(array)
     return ArrayEntry(dtype_id, array.shape, axes), stored.tobytes()
+
+
+def _layout(source: ArraySource) -> tuple[Shape | None, tuple[Shape, ...] | None]:
+    """The axes and the cuts of a source, or None where they say nothing. Raises `ValueError` if they break a rule."""
+    in_order = tuple(range(len(source.shape)))
+    axes = in_order if source.axes is None else tuple(source.axes)
+    cuts = ((),) * len(axes) if source.cuts is None else tuple(tuple(axis) for axis in source.cuts)
+    fits = sorted(axes) == list(in_order) and len(cuts) == len(axes)
+    for axis, places in zip(axes, cuts, strict=False):
+        fits = fits and all(low < high for low, high in pairwise((0, *places, source.shape[axis])))
+    if not fits or len(source.boxes) != math.prod(len(places) + 1 for places in cuts):
+        raise ValueError(
+            f"an ArraySource of shape {source.shape} cannot have axes {axes}, cuts {cuts} and {len(source.boxes)} boxes"
+        )
+    return None if axes == in_order else axes, cuts if any(cuts) else None
 
 
 def _boxes(source: ArraySource) -> list[Box]:
@@ -138,6 +156,7 @@ def _boxes(source: ArraySource) -> list[Box]:
 
 
 def _cut(source: ArraySource, dtype_id: int) -> tuple[ArrayEntry, list[ChunkTask]]:
+    axes, cuts = _layout(source)
     per_chunk = max(1, CHUNK_NBYTES // source.dtype.itemsize)
     tasks: list[ChunkTask] = []
     counts: list[int] = []
@@ -145,8 +164,7 @@ def _cut(source: ArraySource, dtype_id: int) -> tuple[ArrayEntry, list[ChunkTask
         n_items = math.prod(box.shape)
         counts.append(-(-n_items // per_chunk))
         tasks += [ChunkTask(source, number, at, min(at + per_chunk, n_items)) for at in range(0, n_items, per_chunk)]
-    cuts = None if source.cuts is None else tuple(tuple(axis) for axis in source.cuts)
-    return ArrayEntry(dtype_id, source.shape, source.axes, cuts, tuple(counts)), tasks
+    return ArrayEntry(dtype_id, source.shape, axes, cuts, tuple(counts)), tasks
 
 
 def encode_task(task: ChunkTask, compression: Compression) -> EncodedChunk:
@@ -190,9 +208,9 @@ def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map
     raw_index = encode_index(plan.nodes, plan.descriptors, plan.arrays, plan.inline, chunks)
     if len(raw_index) > plan.limits.index_nbytes:
         raise LimitError(
-            f"the index has {len(raw_index)} bytes, more than the limit of {plan.limits.index_nbytes}: the tree "
-            "has very many or "
-            "very long names or values; raise it with pytreeckpt.limits(index_nbytes=…), for reading too"
+            f"the index has {len(raw_index)} bytes, more than the limit of {plan.limits.index_nbytes}: the tree has "
+            "very many or very long names or values; raise it with pytreeckpt.limits(index_nbytes=…), for reading "
+            "too"
         )
     compressed = zstd.compress(raw_index, _INDEX_LEVEL)
     codec, stored = (codecs.ZSTD, compressed) if len(compressed) < len(raw_index) else (codecs.RAW, raw_index)

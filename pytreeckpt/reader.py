@@ -119,7 +119,8 @@ class ArrayReader:
         """A region of an array in stored order; reads only the chunks that it touches."""
         entry = self.index.arrays[array]
         if not entry.chunk_counts:
-            return inline_array(self.index, array)[(*region.slices, ...)].copy()
+            values: AnyArray = inline_array(self.index, array)[region.selection]
+            return values.copy()
         out = allocate(region.shape, self.index, entry)
         if out.size == 0:
             return out

@@ -88,9 +88,8 @@ def read_index(source: RangedSource, footer: Footer, limits: Limits) -> Index:
     """Read and check the index (F-11 to C-6)."""
     if footer.index_raw_nbytes > limits.index_nbytes:
         raise LimitError(
-            f"the index has {footer.index_raw_nbytes} bytes, more than the limit of {limits.index_nbytes}; "
-            "raise it with "
-            "pytreeckpt.limits(index_nbytes=…)"
+            f"the index has {footer.index_raw_nbytes} bytes, more than the limit of {limits.index_nbytes}; raise it "
+            "with pytreeckpt.limits(index_nbytes=…)"
         )
     stored_nbytes = footer.index_stored_nbytes
     buffer = read(source, footer.index_offset, align(stored_nbytes))
@@ -247,8 +246,8 @@ def read_into_region(
         if common is not None:
             values = items[run.start : run.start + math.prod(run.box.shape)].reshape(run.box.shape)
             copy_items(
-                out[(*common.relative_to(region.offset).slices, ...)],
-                values[(*common.relative_to(part.offset).slices, ...)],
+                out[common.relative_to(region.offset).selection],
+                values[common.relative_to(part.offset).selection],
             )
 
 

@@ -89,7 +89,8 @@ class Descriptor:
     def __del__(self) -> None:
         try:  # noqa: SIM105 - a context manager needs memory, and there may be none
             self.close()
-        except OSError:
+        except (OSError, AttributeError):
+            # It failed to close, or was interrupted before it was made.
             pass
 
 

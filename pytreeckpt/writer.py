@@ -58,32 +58,43 @@ def _run(
     *,
     before_publishing: Callable[[], None],
 ) -> Written:
-    """Apply the operations one by one; when one fails, remove the temporary file and say what was published.
-
-    What the caller's own functions raise passes through unchanged, and before anything is published.
-    """
-    published = False
+    """Apply the operations one by one; whatever happens, leave no temporary file behind."""
+    # No `try` stands directly inside this one: Python would not guard the first bytecode of the inner one.
     try:
-        while True:
-            try:
-                operation = next(operations)
-            except StopIteration as end:
-                return cast("Written", end.value)
-            publishing = isinstance(operation, RenameFile | LinkFile)
-            if publishing:
-                before_publishing()
-            try:
-                storage.apply(operation)
-            except PytreeckptError:
-                raise
-            except OSError as error:
-                raise _explained(error, target, operation, published=published) from error
-            published = published or publishing
+        return _apply_all(storage, target, operations, before_publishing)
     finally:
         try:
             operations.close()
         finally:
             storage.discard(target.temporary)
+
+
+def _apply_all(
+    storage: Storage,
+    target: Target,
+    operations: Generator[Operation, None, Written],
+    before_publishing: Callable[[], None],
+) -> Written:
+    """Apply the operations one by one; when one fails, say whether the checkpoint was published.
+
+    What the caller's own functions raise passes through unchanged, and before anything is published.
+    """
+    published = False
+    while True:
+        try:
+            operation = next(operations)
+        except StopIteration as end:
+            return cast("Written", end.value)
+        publishing = isinstance(operation, RenameFile | LinkFile)
+        if publishing:
+            before_publishing()
+        try:
+            storage.apply(operation)
+        except PytreeckptError:
+            raise
+        except OSError as error:
+            raise _explained(error, target, operation, published=published) from error
+        published = published or publishing
 
 
 def _explained(error: OSError, target: Target, operation: Operation, *, published: bool) -> PytreeckptError:

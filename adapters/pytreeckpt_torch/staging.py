@@ -49,7 +49,10 @@ class StagedRuns:
     """Reads runs of items of a tensor by copying only them to the host: an `ArraySource` box."""
 
     def __init__(self, stored: torch.Tensor, dtype: AnyDType) -> None:
-        bits = stored if _is_lazy(stored) else to_carrier(stored)
+        # Conjugating in numpy spares torch a tensor of complex32, of which it warns.
+        self._conjugated = stored.is_conj()
+        plain = stored.conj() if self._conjugated else stored
+        bits = plain if plain.is_neg() else to_carrier(plain)
         # One run of a contiguous tensor is one piece.
         self._items = bits.view(-1) if bits.is_contiguous() else bits
         self._dtype = dtype
@@ -62,8 +65,8 @@ class StagedRuns:
         return np.concatenate(pieces) if pieces else np.empty(0, self._dtype)
 
     def _copied(self, part: torch.Tensor) -> AnyArray:
-        host = part.resolve_conj().resolve_neg().to("cpu")
-        return as_numpy(host, self._dtype).reshape(-1)
+        items = as_numpy(part.resolve_neg().to("cpu"), self._dtype).reshape(-1)
+        return np.conjugate(items) if self._conjugated else items
 
 
 def view_identity(tensor: torch.Tensor) -> Hashable:
