@@ -4,6 +4,7 @@ hit.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -11,7 +12,7 @@ from typing import Final
 
 import numpy as np
 
-from pytreeckpt.arrays import AnyArray
+from pytreeckpt.arrays import AnyArray, copy_items
 from pytreeckpt.codecs import RAW
 from pytreeckpt.errors import CorruptionError, LimitError, NotMappableError
 from pytreeckpt.geometry import Box
@@ -72,7 +73,7 @@ class ArrayReader:
         threads: int | None = None,
     ) -> dict[int, AnyArray]:
         """The arrays with these numbers, each a fresh array in its saved memory order."""
-        self._check_total(wanted)
+        self._check_nbytes(sum(map(self.index.nbytes, wanted)))
         stored: dict[int, AnyArray] = {}
         jobs: list[tuple[int, ChunkRead, Box]] = []
         for array in wanted:
@@ -107,22 +108,23 @@ class ArrayReader:
             progress(Progress(total, total))
         return {array: as_logical(values, self.index.arrays[array]) for array, values in stored.items()}
 
-    def _check_total(self, wanted: Sequence[int]) -> None:
-        total = sum(map(self.index.nbytes, wanted))
+    @staticmethod
+    def _check_nbytes(total: int) -> None:
         if total > current_limits().arrays_nbytes:
             raise LimitError(
-                f"the arrays have {total} bytes, more than the limit of {current_limits().arrays_nbytes}; "
-                "raise it with pytreeckpt.limits(arrays_nbytes=…), or read a part with select="
+                f"what is to be read has {total} bytes, more than the limit of {current_limits().arrays_nbytes}; "
+                "raise it with pytreeckpt.limits(arrays_nbytes=…), or read a part with select= or a slice"
             )
 
     def region(self, array: int, region: Box) -> AnyArray:
         """A region of an array in stored order; reads only the chunks that it touches."""
         entry = self.index.arrays[array]
-        if not entry.chunk_counts:
-            values: AnyArray = inline_array(self.index, array)[region.selection]
-            return values.copy()
+        self._check_nbytes(math.prod(region.shape) * self.index.dtypes[entry.dtype].itemsize)
         out = allocate(region.shape, self.index, entry)
-        if out.size == 0:
+        if not entry.chunk_counts:
+            # Not `copy`, which gives strings of no characters one.
+            copy_items(out, inline_array(self.index, array)[region.selection])
+        if not entry.chunk_counts or out.size == 0:
             return out
 
         def read_one(chunk: ChunkRead) -> None:

@@ -19,7 +19,9 @@ def bounding_box(shape: Shape, selection: Selection) -> tuple[Box, tuple[int | s
     """
     items = list(selection) if isinstance(selection, tuple) else [selection]
     for item in items:
-        if isinstance(item, bool) or not (item is ... or isinstance(item, slice) or hasattr(item, "__index__")):
+        # Arrays of one item have `__index__` too, and select something else.
+        is_int = hasattr(item, "__index__") and not isinstance(item, bool) and not hasattr(item, "__len__")
+        if not (item is ... or isinstance(item, slice) or is_int):
             raise TypeError(
                 f"{item!r} cannot select from a stored array: use ints, slices and ..., or read it all first"
             )

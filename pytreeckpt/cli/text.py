@@ -7,11 +7,13 @@ the command line passes through `visible` before it is printed.
 from __future__ import annotations
 
 import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
 from itertools import takewhile
 
 
 def visible(text: str) -> str:
-    r"""The text with everything that is not a printable character (controls, ANSI escapes, bidi marks, surrogates) as `\x1b` or `\u202e`."""
+    r"""The text with everything unprintable (controls, escapes, bidi marks, surrogates) as `\x1b` or `\u202e`."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else _escaped(character) for character in text)
@@ -26,8 +28,11 @@ def _escaped(character: str) -> str:
 
 def cell_width(text: str) -> int:
     """How many columns of a terminal the (visible) text takes."""
-    if text.isascii():
-        return len(text)
+    return len(text) if text.isascii() else _wide_width(text)
+
+
+@lru_cache(maxsize=4096)
+def _wide_width(text: str) -> int:
     return sum(map(_character_width, text))
 
 
@@ -66,39 +71,41 @@ def _head(text: str, width: int) -> str:
     return "".join(takewhile(fits, text))
 
 
-_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_SIZE_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB")
+_AMOUNT_UNITS = ("", "k", "M", "G", "T", "P", "E")
 
 
 def size(nbytes: int) -> str:
     """A number of bytes in binary units, with three or four digits: `1.42 GiB`."""
-    scaled: float = nbytes
-    for unit in _UNITS:
-        # 1023.95 would be shown as 1024.0.
-        if scaled < 1023.95 or unit == _UNITS[-1]:
-            break
-        scaled /= 1024
+    # 1023.95 would be shown as 1024.0.
+    scaled, unit = _scaled(nbytes, 1024, 1023.95, _SIZE_UNITS)
     if unit == "B":
         return f"{nbytes} B"
     return f"{scaled:.2f} {unit}" if scaled < 9.995 else f"{scaled:.1f} {unit}"
 
 
+def amount(number: int) -> str:
+    """A large number to four digits: `124.4 M`."""
+    if number < 10_000:
+        return f"{number:,}"
+    scaled, unit = _scaled(number, 1000, 999.95, _AMOUNT_UNITS)
+    return f"{scaled:.1f} {unit}"
+
+
+def _scaled(number: int, base: int, limit: float, units: Sequence[str]) -> tuple[float, str]:
+    scaled: float = number
+    place = 0
+    while scaled >= limit and place < len(units) - 1:
+        scaled /= base
+        place += 1
+    return scaled, units[place]
+
+
 def count(number: int, noun: str) -> str:
     """`1 leaf`, `12,345 leaves`, `444 arrays`."""
     if number != 1:
-        noun = {"leaf": "leaves", "dict": "dicts", "index": "indices"}.get(noun, noun + "s")
+        noun = {"leaf": "leaves"}.get(noun, noun + "s")
     return f"{number:,} {noun}"
-
-
-def amount(number: int) -> str:
-    """A large count to four digits: `124.4 M`."""
-    if number < 10_000:
-        return f"{number:,}"
-    scaled: float = number
-    for unit in ("", "k", "M", "G", "T", "P"):
-        if scaled < 999.95 or unit == "P":
-            break
-        scaled /= 1000
-    return f"{scaled:.1f} {unit}"
 
 
 def percent(part: int, whole: int) -> str:

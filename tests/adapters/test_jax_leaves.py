@@ -328,7 +328,7 @@ def test_children_whose_names_are_the_same_are_numbered():
         optax.EmptyState(),
         object(),
     ],
-    ids=repr,
+    ids=lambda value: type(value).__name__,
 )
 def test_what_the_core_or_nobody_knows_is_left_to_the_core(value):
     assert ADAPTER.expand(value) is None
