@@ -124,13 +124,16 @@ class Checkpoint:
     # Reading.
 
     def read_region(self, array: int, selection: Selection) -> AnyArray:
-        """A basic selection of an array, as numpy; reads only the chunks that its bounding box touches."""
+        """A basic selection of an array, as an array of numpy, of rank 0 for one item; reads only the chunks that its
+        bounding box touches.
+        """
         entry = self.index.arrays[array]
         box, rest = bounding_box(entry.shape, selection)
         axes = entry.axes or tuple(range(len(entry.shape)))
         stored = Box(tuple(box.offset[axis] for axis in axes), tuple(box.shape[axis] for axis in axes))
         values = as_logical(self._reader.region(array, stored), entry)
-        return values[rest] if rest else values
+        part: AnyArray = values[(*rest, ...)]
+        return part
 
     def restore(
         self,

@@ -25,6 +25,7 @@ from pytreeckpt.index import ArrayEntry, Chunks, encode_index
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes
 from pytreeckpt.wire import (
+    ALIGNMENT,
     FOOTER_NBYTES,
     PREAMBLE_NBYTES,
     Buffer,
@@ -43,6 +44,8 @@ CHUNK_NBYTES = 2 << 20
 INLINE_NBYTES = 256
 """Arrays of at most this many bytes live in the index, as long as all of them take no more than `MAX_INLINE_NBYTES`."""
 MAX_INLINE_NBYTES = 64 << 20
+# Items of more than a 64th of this are cut one by one, if their size is no multiple of the alignment.
+_MAX_STEP_NBYTES = 64 << 20
 _INDEX_LEVEL = 3
 
 
@@ -158,6 +161,10 @@ def _boxes(source: ArraySource) -> list[Box]:
 def _cut(source: ArraySource, dtype_id: int) -> tuple[ArrayEntry, list[ChunkTask]]:
     axes, cuts = _layout(source)
     per_chunk = max(1, CHUNK_NBYTES // source.dtype.itemsize)
+    # Chunks end where the next may begin, so that an array that is stored raw is in one piece and can be mapped.
+    step = ALIGNMENT // math.gcd(ALIGNMENT, source.dtype.itemsize)
+    if step * source.dtype.itemsize <= _MAX_STEP_NBYTES:
+        per_chunk = max(per_chunk - per_chunk % step, step)
     tasks: list[ChunkTask] = []
     counts: list[int] = []
     for number, box in enumerate(_boxes(source)):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import numpy as np
+
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.build import Builder
 from pytreeckpt.dtypes import AnyDType
@@ -83,7 +85,10 @@ class ArrayRef:
         array = self._reader.read_region(self.array, selection)
         if self.type is None or builder.adapter_of(self.type) is None:
             builder.warn()
-            return builder.leaf(array)
+            leaf = builder.leaf(array)
+            # As numpy does it, a single item is a scalar, unless there is an ellipsis.
+            items = selection if isinstance(selection, tuple) else (selection,)
+            return leaf if ... in items or not isinstance(leaf, np.ndarray) or leaf.ndim else leaf[()]
         return builder.build_object(self.type, [array, *self.attributes])
 
     def __getitem__(self, selection: Selection) -> Any:

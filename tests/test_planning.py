@@ -63,7 +63,9 @@ def test_the_chunks_of_an_array_hold_its_items_in_stored_order(array):
         (entry,) = checkpoint.index.arrays
         chunks = checkpoint.index.chunks
         assert sum(chunks.raw.tolist()) == (array.nbytes if entry.chunk_counts else 0)
-        assert all(0 < nbytes <= max(64, array.itemsize) for nbytes in chunks.raw.tolist())
+        assert all(0 < nbytes <= max(64, 64 * array.itemsize) for nbytes in chunks.raw.tolist())
+        # All but the last end where the next begins.
+        assert all(nbytes % 64 == 0 for nbytes in chunks.raw.tolist()[:-1])
         assert all(offset % 64 == 0 for offset in chunks.offset.tolist())
 
 

@@ -212,13 +212,13 @@ def test_a_wrapped_array_is_a_reference_with_its_wrapper():
 
 
 def test_a_damaged_chunk_is_named_when_a_slice_touches_it_and_only_then():
-    file = bytearray(ptc.encode({"layers": [{"w": np.arange(100, dtype=np.uint8)}]}, compression="none"))
+    file = bytearray(ptc.encode({"layers": [{"w": np.arange(200, dtype=np.uint8)}]}, compression="none"))
     file[64 + 64 * 2] ^= 1
     with open_bytes(bytes(file)) as checkpoint:
         ref = checkpoint["layers[0]/w"]
-        assert np.array_equal(ref[:48], np.arange(48))
+        assert np.array_equal(ref[:128], np.arange(128))
         with pytest.raises(ptc.CorruptionError, match=r"layers\[0\]/w, chunk 2") as caught:
-            ref[50]
+            ref[150]
         assert caught.value.leaf == "layers[0]/w"
         assert caught.value.rule == "C-8"
 

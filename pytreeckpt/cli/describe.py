@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from typing import Final, Literal
 
 from pytreeckpt import nodes as n
@@ -45,6 +43,7 @@ class Description:
 _SHORT_WIDTH: Final = 24
 _TINY_ITEMS: Final = 4
 _FEW: Final = 3
+_MAX_ATTRIBUTES: Final = 4
 
 # Attributes that go without saying.
 _USUAL: Final[Mapping[tuple[str, str], str]] = {
@@ -63,7 +62,7 @@ def describe(outline: Outline, branch: Branch) -> Description:
     first = positions[0]
     summed = totals(outline, branch.positions)
     times = f" ×{len(positions)}" if len(positions) > 1 else ""
-    notes = [_type_note(outline, wrapped[0]), *_attribute_notes(outline, wrapped)]
+    notes = [_type_note(outline, wrapped[0]), *_attribute_notes(outline, wrapped[0])]
     if kind_at(outline, first) == n.ARRAY:
         text, tiny = _arrays_text(outline, positions), _tiny_values(outline, positions)
         if text.endswith("[]"):
@@ -88,16 +87,16 @@ def _type_note(outline: Outline, wrapped: Wrapped) -> str:
     return " of ".join(map(visible, names[:3])) + (" of …" if len(names) > 3 else "")
 
 
-def _attribute_notes(outline: Outline, wrapped: Sequence[Wrapped]) -> list[str]:
-    notes: Counter[str] = Counter()
-    for one in wrapped:
-        for child in one.attributes:
-            if is_brief(outline, child.position):
-                name = step_text(child.step).removeprefix(".")
-                value = value_text(outline, child.position, _SHORT_WIDTH)
-                if _USUAL.get((one.types[-1].name, name)) != value:
-                    notes[f"{name}={value}"] += 1
-    return [note if times == len(wrapped) else f"{note} ×{times}" for note, times in islice(notes.items(), 4)]
+def _attribute_notes(outline: Outline, wrapped: Wrapped) -> list[str]:
+    """The unusual attributes, which are the same for all that one branch shows."""
+    notes: list[str] = []
+    for child in wrapped.attributes[:_MAX_ATTRIBUTES]:
+        if is_brief(outline, child.position):
+            name = step_text(child.step).removeprefix(".")
+            value = value_text(outline, child.position, _SHORT_WIDTH)
+            if _USUAL.get((wrapped.types[-1].name, name)) != value:
+                notes.append(f"{name}={value}")
+    return notes
 
 
 def _arrays_text(outline: Outline, positions: Sequence[int]) -> str:
@@ -156,8 +155,8 @@ def is_value(outline: Outline, position: int) -> bool:
 def _values_text(outline: Outline, positions: Sequence[int]) -> str:
     first = positions[0]
     if len(positions) == 1:
-        kind, text = kind_at(outline, first), value_text(outline, first, 2 * WIDTH)
-        is_long_set = kind in {n.SET, n.FROZENSET} and len(text) > WIDTH
+        kind, text = kind_at(outline, first), value_text(outline, first, WIDTH)
+        is_long_set = kind in {n.SET, n.FROZENSET} and text.endswith("…")
         return cut(f"{KIND_NAMES[kind]} of {n_children(outline, first):,}  {text}" if is_long_set else text, WIDTH)
     different: dict[str, None] = {}
     for position in positions:
@@ -180,6 +179,5 @@ def _container_text(outline: Outline, wrapped: Wrapped) -> str:
 
 def content_text(summed: Totals) -> str:
     """What a closed container holds: `148 arrays, 12 values`."""
-    n_values = summed.n_leaves - summed.n_arrays
     parts = [count(summed.n_arrays, "array")] if summed.n_arrays else []
-    return ", ".join([*parts, count(n_values, "value")] if n_values > 0 else parts)
+    return ", ".join([*parts, count(summed.n_values, "value")] if summed.n_values else parts)

@@ -89,7 +89,7 @@ def _header(checkpoint: Checkpoint, selected: Selected, width: int | None) -> li
     index = size(checkpoint.footer.index_stored_nbytes)
     pairs = [
         ("file", f"{size(checkpoint.nbytes)}, format version {VERSION}, root {checkpoint.root[:16]}…"),
-        ("leaves" if selected.pattern is None else "matching", _leaves_text(outline, summed)),
+        ("leaves" if selected.pattern is None else "matching", _leaves_text(summed)),
     ]
     if summed.n_arrays:
         pairs += [
@@ -102,14 +102,13 @@ def _header(checkpoint: Checkpoint, selected: Selected, width: int | None) -> li
     return [[heading], *fields([pair for pair in pairs if pair[1]], width)]
 
 
-def _leaves_text(outline: Outline, summed: Totals) -> str:
-    n_others = summed.n_leaves - len(arrays_below(outline, [outline.tree]))
-    others = count(n_others, "other value" if summed.n_arrays else "value")
+def _leaves_text(summed: Totals) -> str:
+    others = count(summed.n_values, "other value" if summed.n_arrays else "value")
     if not summed.n_arrays:
         return others
     elements = f"{amount(summed.n_items)} {'element' if summed.n_items == 1 else 'elements'}"
     arrays = f"{count(summed.n_arrays, 'array')} of {elements}"
-    return f"{arrays}, {others}" if n_others else arrays
+    return f"{arrays}, {others}" if summed.n_values else arrays
 
 
 def _stored_text(summed: Totals) -> str:

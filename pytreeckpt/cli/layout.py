@@ -109,7 +109,7 @@ def _fit(rows: Sequence[Row], columns: Sequence[Column], width: int | None) -> _
 
 def _header(columns: Sequence[Column], widths: _Widths) -> Line:
     titles = "".join(_GAP + columns[place].title.rjust(width) for place, width in widths.numbers.items())
-    text = " " * (widths.start_of_text + widths.text) + titles
+    text = (" " * (widths.start_of_text + widths.text) + titles).rstrip()
     return [Span(text if widths.total is None else cut(text, widths.total), "note")]
 
 

@@ -53,9 +53,13 @@ class Wrapped(NamedTuple):
 
 
 class Totals(NamedTuple):
-    """What is below a node; arrays that occur several times count once. `n_items`: numbers in the arrays."""
+    """What is below a node. `n_values`: leaves that are no arrays.
+
+    `n_arrays`, their `n_items` and sizes: arrays that occur several times count once.
+    """
 
     n_leaves: int
+    n_values: int
     n_arrays: int
     n_items: int
     raw_nbytes: int
@@ -104,6 +108,12 @@ class Outline:
     def leaves_before(self) -> Sequence[int]:
         """How many leaves are shown before each position."""
         return np.concatenate([[0], np.cumsum(self.columns.leaf & self.shown)]).data
+
+    @cached_property
+    def values_before(self) -> Sequence[int]:
+        """How many leaves that are no arrays are shown before each position."""
+        is_array = np.frombuffer(self.nodes.kinds, np.uint8) == n.ARRAY
+        return np.concatenate([[0], np.cumsum(self.columns.leaf & self.shown & ~is_array)]).data
 
     @cached_property
     def array_positions(self) -> IntArray:
@@ -311,8 +321,10 @@ def arrays_below(outline: Outline, positions: Sequence[int]) -> IntArray:
 def totals(outline: Outline, positions: Sequence[int]) -> Totals:
     """What is below these positions, together."""
     arrays = set(arrays_below(outline, positions).tolist())
+    values = outline.values_before
     return Totals(
         sum(n_shown(outline, position) for position in positions),
+        sum(values[outline.ends[position]] - values[position] for position in positions),
         len(arrays),
         sum(math.prod(outline.index.arrays[array].shape) for array in arrays),
         sum(outline.raw_sizes[array] for array in arrays),

@@ -89,4 +89,5 @@ def _preview(outline: Outline, position: int, width: int) -> str:
         text = longer
         if start + place == end - 1:
             return text
-    return f"{text} … {last}".rstrip()
+    shown_but_last = not is_dict and end - start == 2
+    return f"{text}, {last}" if shown_but_last else f"{text} … {last}".rstrip()

@@ -38,7 +38,7 @@ _MAX_INT_BITS: Final = 4096
 
 
 def value_text(outline: Outline, position: int, width: int = 60, *, brief: bool = False) -> str:
-    """The value of a leaf other than an array, or of a list of these, cut to `width`; `brief`: floats to six digits."""
+    """The value of a leaf other than an array, or of a list of these, cut to `width`; `brief`: see `brief_text`."""
     return cut(_Writer(outline, width, brief=brief).subtree(position, 0), width)
 
 
@@ -58,7 +58,7 @@ class _Writer:
             return scalar_text(self.outline, position)
         if kind < n.LIST:
             value = self.plain(position)
-            return float_text(value) if self.brief and isinstance(value, float) else plain_text(value, self.width)
+            return brief_text(value, self.width) if self.brief else plain_text(value, self.width)
         if depth > _MAX_NESTING:
             return "…"
         return self.record(position, depth) if kind == n.OBJECT else self.container(kind, position, depth)
@@ -153,6 +153,13 @@ def plain_text(value: object, width: int) -> str:
         case int():
             return int_text(value)
     return "..." if value is ... else repr(value)
+
+
+def brief_text(value: object, width: int) -> str:
+    """A plain value among others: floats to six digits, the beginning of a long str or bytes."""
+    if isinstance(value, str | bytes) and len(value) > width:
+        return cut(repr(value[:width]), width)
+    return float_text(value) if isinstance(value, float) else plain_text(value, width)
 
 
 def int_text(value: int) -> str:

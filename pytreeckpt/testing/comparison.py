@@ -10,7 +10,7 @@ from typing import Any, Final, NamedTuple
 
 import numpy as np
 
-from pytreeckpt.arrays import AnyArray, ArraySource, array_identity, source_of
+from pytreeckpt.arrays import AnyArray, ArraySource, array_identity, copy_items, run_reader, source_of
 from pytreeckpt.dtypes import AnyDType, describe
 from pytreeckpt.errors import UnsupportedTypeError
 from pytreeckpt.expand import make_expand
@@ -174,7 +174,7 @@ def logical_array(source: ArraySource) -> AnyArray:
     stored = np.zeros(shape, source.dtype)
     boxes = [whole(shape)] if source.cuts is None else list(grid(shape, source.cuts))
     for box, read in zip(boxes, source.boxes, strict=True):
-        stored[box.slices] = read(0, math.prod(box.shape)).reshape(box.shape)
+        copy_items(stored[box.selection], read(0, math.prod(box.shape)).reshape(box.shape))
     return stored.transpose(np.argsort(axes))
 
 
@@ -240,8 +240,8 @@ def _compare_items(a: AnyArray, b: AnyArray) -> Iterator[str]:
 
 
 def _item_bytes(array: AnyArray) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
-    # A reader of a C-ordered array zeroes what is padding.
-    items = source_of(np.ascontiguousarray(array)).boxes[0](0, array.size)
+    # What is padding is read as zeros.
+    items = run_reader(array)(0, array.size)
     return items.view(np.uint8).reshape(array.size, array.dtype.itemsize)
 
 

@@ -11,7 +11,7 @@ import pytreeckpt_jax
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from pytreeckpt_jax.placement import from_each_process
+from pytreeckpt_jax.placement import from_each_process, place
 from pytreeckpt_jax.staging import HostCopy
 
 import pytreeckpt
@@ -99,6 +99,14 @@ def test_the_default_device_of_the_moment_is_used():
 def test_a_host_copy_is_made_of_another_device():
     array = jax.device_put(jnp.arange(12).reshape(3, 4), SingleDeviceSharding(DEVICES[2]))
     assert HostCopy(array)(2, 5).tolist() == [2, 3, 4]
+
+
+def test_a_sharding_that_other_processes_take_part_in_is_filled_by_parts(monkeypatch):
+    monkeypatch.setattr(NamedSharding, "is_fully_addressable", property(lambda sharding: sharding.num_devices < 8))
+    sharding = NamedSharding(MESH, PartitionSpec("x", "y"))
+    assert place(jnp.arange(64.0).reshape(8, 8), sharding).sharding == sharding
+    part = NamedSharding(Mesh(DEVICES[:4], "x"), PartitionSpec("x"))
+    assert place(jnp.arange(64.0).reshape(8, 8), part).sharding == part
 
 
 def test_every_process_can_give_its_part_of_an_array():

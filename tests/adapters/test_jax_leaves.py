@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import flax.struct
 import jax
+import jax.extend.random
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
@@ -152,6 +153,20 @@ def test_keys_of_another_implementation_are_a_mismatch_for_a_template():
             decode(data, like=like)
 
 
+def test_keys_of_the_same_shape_and_another_implementation_are_a_mismatch():
+    data = encode({"key": jax.random.key(0, impl="rbg")})
+    with pytest.raises(pytreeckpt.StructureMismatchError, match="PRNG keys of unsafe_rbg, the checkpoint of rbg"):
+        decode(data, like={"key": jax.random.key(0, impl="unsafe_rbg")})
+
+
+def test_the_bits_of_a_torch_tensor_are_no_array_for_a_template():
+    import torch
+
+    data = encode({"w": torch.zeros(2, dtype=torch.uint8).view(torch.bits8)})
+    with pytest.raises(pytreeckpt.StructureMismatchError, match="the bits of a torch tensor of dtype bits8"):
+        decode(data, like={"w": jnp.zeros(2, jnp.uint8)})
+
+
 def test_the_same_array_comes_back_as_one():
     array, key = jnp.ones(3), jax.random.key(0)
     restored = decode(encode([array, array, jnp.ones(3), key, key]))
@@ -240,6 +255,21 @@ def test_an_array_of_several_processes_is_refused():
         check_storable(distributed)
 
 
+def test_keys_of_an_unregistered_implementation_are_refused():
+    def as_it_is(key, *_arguments):
+        return key
+
+    impl = jax.extend.random.define_prng_impl(
+        key_shape=(1,),
+        seed=lambda seed: jnp.zeros(1, jnp.uint32),
+        split=as_it_is,
+        random_bits=as_it_is,
+        fold_in=as_it_is,
+    )
+    with pytest.raises(UnsupportedTypeError, match="unregistered implementation"):
+        encode(jax.random.wrap_key_data(jnp.zeros(1, jnp.uint32), impl=impl))
+
+
 def test_keys_of_an_unknown_implementation_in_a_file_are_refused():
     expansion = ADAPTER.expand(jax.random.key(0))
     hostile = pytreeckpt.Record(expansion.type, [expansion.children[0], "os.system"])
@@ -295,6 +325,31 @@ class Named(NamedTuple):
 def test_a_registered_node_is_stored_by_the_names_of_its_children(node, name, fields):
     type_ = ADAPTER.expand(node).type
     assert (type_.class_kind, type_.name, type_.fields) == (ClassKind.PYTREE, name, fields)
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        (jax.tree_util.SequenceKey(3), "3"),
+        (jax.tree_util.DictKey(("a", 1)), "('a', 1)"),
+        ("a key of its own", "a key of its own"),
+    ],
+    ids=["index", "tuple", "own"],
+)
+def test_keys_of_any_kind_become_names(key, name):
+    @jax.tree_util.register_pytree_with_keys_class
+    class Odd:
+        def tree_flatten_with_keys(self):
+            return [(key, 1)], None
+
+        def tree_flatten(self):
+            return (1,), None
+
+        @classmethod
+        def tree_unflatten(cls, _static, _children):
+            return cls()
+
+    assert ADAPTER.expand(Odd()).type.fields == (name,)
 
 
 def test_children_whose_names_are_the_same_are_numbered():

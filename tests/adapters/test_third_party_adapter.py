@@ -126,6 +126,51 @@ def test_an_array_becomes_one_of_the_framework():
         decode(encode(np.ones(3, np.float16)), to="toy")
 
 
+def test_an_array_without_attributes_needs_no_wrapper():
+    def expand_plainly(value):
+        return source_of(value.values, identity=("toy", id(value.values))) if isinstance(value, Grid) else expand(value)
+
+    plain = replace(TOY, expand=expand_plainly)
+    pytreeckpt.register_adapter(plain)
+    testing.check_adapter(plain, examples(), compare=compare_values)
+    assert testing.identical(Grid(np.ones(2)), Grid(np.ones(2))) == []
+    assert testing.identical(Grid(np.ones(2)), Grid(np.zeros(2)))
+    assert testing.identical(Grid(np.ones(2)), Grid(np.ones(2, np.float32))) == ["the root: dtypes float64 and float32"]
+
+
+def compare_values(a, b):
+    return testing.identical(a.values, b.values) if isinstance(a, Grid) else compare(a, b)
+
+
+def _changing_its_mind(value):
+    expansion = expand(value)
+    if isinstance(value, Scale):
+        value.unit = value.unit + "m"
+        return replace(expansion, type=replace(SCALE, fields=("factor", value.unit)))
+    return expansion
+
+
+def _repeating_a_field(value):
+    expansion = expand(value)
+    return expansion and replace(expansion, type=replace(expansion.type, fields=expansion.type.fields[:1] * 2))
+
+
+def _wrapping_nothing(value):
+    expansion = expand(value)
+    return expansion and Expansion(ObjectType(ClassKind.WRAPPER, "toy.Nothing", ()), [])
+
+
+def _taking_records(value):
+    return Expansion(SCALE, [1.0, "m"]) if isinstance(value, pytreeckpt.Record) else expand(value)
+
+
+def _changing_a_plain_array(value):
+    if isinstance(value, Grid):
+        value.values = value.values + 1
+        return source_of(value.values)
+    return expand(value)
+
+
 def _forgetting(value):
     expansion = expand(value)
     if isinstance(value, Grid):
@@ -212,6 +257,11 @@ BROKEN = {
     "expand gives a new identity each time": ({"expand": _sharing_nothing}, "twice in one tree"),
     "expand names things of others": ({"expand": _misnamed}, "does not begin with toy and a dot"),
     "expand gives too few children": ({"expand": _too_few_children}, "1 children for the fields"),
+    "expand changes its mind about the type": ({"expand": _changing_its_mind}, "and then"),
+    "expand changes a plain array": ({"expand": _changing_a_plain_array}, "the second time"),
+    "expand repeats a field": ({"expand": _repeating_a_field}, "are not distinct"),
+    "expand wraps nothing": ({"expand": _wrapping_nothing}, "no field for the value"),
+    "expand takes records": ({"expand": _taking_records}, r'to="numpy"\) gives a pytreeckpt'),
     "expand takes None": ({"expand": _greedy}, r"expand\(None\) is not None"),
     "expand fails": ({"expand": _failing}, "raises KeyError"),
     "expand gives None": ({"expand": lambda value: None}, "cannot be stored"),

@@ -281,6 +281,14 @@ def test_a_template_of_another_dtype_or_shape_is_a_mismatch():
     assert "bits of torch.bits8" in caught.value.mismatched[1]
 
 
+def test_a_key_of_jax_is_no_tensor_for_a_template():
+    import jax
+
+    data = encode({"key": jax.random.key(0)})
+    with pytest.raises(pytreeckpt.StructureMismatchError, match="typed PRNG key of JAX"):
+        decode(data, like={"key": torch.zeros(2, dtype=torch.uint32)})
+
+
 def test_a_slice_of_a_stored_tensor_is_a_tensor_of_its_class_and_dtype(tmp_path):
     path = tmp_path / "t.ptck"
     tree = {"w": torch.nn.Parameter(torch.arange(10.0)), "p": from_bytes(bytes(range(10)), torch.float4_e2m1fn_x2)}
@@ -331,6 +339,29 @@ def test_indices_out_of_bounds_in_a_file_are_refused():
     hostile = pytreeckpt.Record(expansion.type, [values, (torch.tensor([[0, 9]]),), *rest])
     with pytest.raises(pytreeckpt.CorruptionError, match=r"torch\.SparseTensor"):
         decode(encode(hostile))
+
+
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("torch.Tensor", {"data": np.zeros(1), "requires_grad": 1}),
+        ("torch.Tensor", {"data": [0.0], "requires_grad": False}),
+        ("torch.Tensor", {"data": np.zeros(1, int), "requires_grad": True}),
+        ("torch.nn.Buffer", {"data": np.zeros(1), "requires_grad": False, "persistent": None}),
+        (
+            "torch.PackedTensor",
+            {"data": np.zeros(1), "dtype": "bits8", "shape": (1,), "requires_grad": False, "parameter": False},
+        ),
+        ("torch.Size", {"shape": (1, True)}),
+        ("torch.Size", {"shape": [1]}),
+        ("torch.dtype", {"name": 5}),
+        ("torch.device", {"type": "cpu", "index": "0"}),
+    ],
+)
+def test_fields_that_make_no_object_are_refused_as_such(name, fields):
+    with pytest.raises((TypeError, ValueError)) as caught:
+        ADAPTER.build(name, fields)
+    assert not isinstance(caught.value, pytreeckpt.PytreeckptError)
 
 
 def test_a_part_of_a_sparse_tensor_can_be_selected():

@@ -161,13 +161,25 @@ def save_once(
 
 
 def save_steps(
-    path: str, *, kind: str, threads: int, durability: Any, if_exists: Any, first: int, report: Callable[[int], None]
+    path: str,
+    *,
+    kind: str,
+    threads: int,
+    durability: Any,
+    if_exists: Any,
+    first: int,
+    report: Callable[[int], None],
+    quiet: bool = False,
 ) -> None:
-    """Save without end: the same path, or with `{step}` in it a path per step; report each step that is saved."""
+    """Save without end: the same path, or with `{step}` in it a path per step; report each step that is saved.
+
+    `quiet`: without reporting, which stops the process when no one listens.
+    """
     os.environ["PYTREECKPT_THREADS"] = str(threads)
     for step in itertools.count(first):
         ptc.save(TREES[kind](step), path.format(step=step), if_exists=if_exists, durability=durability)
-        report(step)
+        if not quiet:
+            report(step)
 
 
 def read_while_replaced(path: str, *, kind: str, n_steps: int, mmap: bool) -> dict[str, int]:

@@ -646,7 +646,16 @@ def test_readers_see_whole_checkpoints_while_they_are_replaced(n_steps, kind, fo
     path = folder / "x.ptck"
     ptc.save(TREES[kind](0), path)
     readers = [Child(read_while_replaced, path=str(path), kind=kind, n_steps=n_steps, mmap=False) for _ in range(2)]
-    writer = Child(save_steps, path=str(path), kind=kind, threads=1, durability="atomic", if_exists="replace", first=1)
+    writer = Child(
+        save_steps,
+        path=str(path),
+        kind=kind,
+        threads=1,
+        durability="atomic",
+        if_exists="replace",
+        first=1,
+        quiet=True,
+    )
     for child in [*readers, writer]:
         child.go()
     results = [reader.received() for reader in readers]

@@ -1,11 +1,15 @@
 """Running the command line, in this process and in another one."""
 
+import fcntl
 import io
 import json
 import os
+import pty
+import struct
 import subprocess
 import sys
-from contextlib import redirect_stderr, redirect_stdout
+import termios
+from contextlib import redirect_stderr, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -59,6 +63,24 @@ def run_process(*arguments: object, **variables: str) -> Ran:
         env={**clean, "PYTHONIOENCODING": "utf-8", **variables},
     )
     return Ran(done.returncode, done.stdout.decode(), done.stderr.decode())
+
+
+def run_in_terminal(*command: object, width: int = 100, **variables: str) -> tuple[int, str]:
+    """The exit code of a process whose streams are a terminal, and all that it prints there."""
+    pid, descriptor = pty.fork()
+    if pid == 0:
+        clean = {name: value for name, value in os.environ.items() if name not in {"COLUMNS", "NO_COLOR"}}
+        environment = {**clean, "TERM": "xterm-256color", "PYTHONPATH": str(REPOSITORY), **variables}
+        fcntl.ioctl(1, termios.TIOCSWINSZ, struct.pack("HHHH", 50, width, 0, 0))
+        os.execve(str(command[0]), list(map(str, command)), environment)
+    output = b""
+    # At the end, Linux raises an error.
+    with suppress(OSError):
+        while read := os.read(descriptor, 1 << 16):
+            output += read
+    os.close(descriptor)
+    _, status = os.waitpid(pid, 0)
+    return os.waitstatus_to_exitcode(status), output.decode().replace("\r\n", "\n")
 
 
 def inspected(path: object, *arguments: object) -> Any:

@@ -125,7 +125,7 @@ def test_the_chunks_of_one_array_are_listed(saved):
 
 
 def test_wrappers_and_classes_are_named(saved):
-    document = saved({"w": wrapped("torch.nn.Parameter", np.ones(3), False), "state": State(1, {})})  # noqa: FBT003
+    document = saved({"w": wrapped("torch.nn.Parameter", np.ones(3), False), "state": State(1, {})})
     leaf = leaves(document)
     assert leaf["w"]["types"] == ["torch.nn.Parameter"]
     assert leaf["state/.params"] == {"path": "state/.params", "kind": "dict", "length": 0}

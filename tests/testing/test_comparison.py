@@ -15,6 +15,7 @@ import pytreeckpt
 from pytreeckpt import testing
 from pytreeckpt.testing import identical
 from pytreeckpt.testing.strategies import Colour, Level, Point, Settings
+from tests.exact import difference
 
 NAN = float("nan")
 OTHER_NAN = struct.unpack("<d", struct.pack("<Q", 0x7FF8_0000_0000_0001))[0]
@@ -46,6 +47,7 @@ DIFFERENT = {
     "a scalar and an array": (np.float32(1), np.array(1, np.float32)),
     "an int enum and an int": (Level.LOW, 1),
     "an int": (1, 2),
+    "a bool": (True, False),
     "a text": ("a", "b"),
     "bytes": (b"a", b"b"),
     "a float": (1.0, 1.5),
@@ -120,6 +122,12 @@ def test_there_is_a_case_for_every_kind():
 @given(testing.trees())
 def test_a_tree_is_identical_to_itself(tree):
     assert identical(tree, tree) == []
+
+
+@given(testing.trees(), testing.trees())
+def test_another_comparison_comes_to_the_same(a, b):
+    assert (identical(a, b) == []) == (difference(a, b) is None)
+    assert (identical([a, a], [a, b]) == []) == (difference([a, a], [a, b]) is None)
 
 
 @pytest.mark.parametrize(
