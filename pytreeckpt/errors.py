@@ -28,8 +28,8 @@ class CheckpointExistsError(PytreeckptError, FileExistsError):
 class CorruptionError(PytreeckptError, ValueError):
     """The bytes break a rule of the format: the file is damaged, torn, or was never a checkpoint.
 
-    `rule` is the number of the broken rule. If the damage is in a leaf: `leaf` is the text of its path, `chunk` the number of its
-    damaged chunk, and `offset` the place of that chunk in the file, in bytes.
+    `rule` is the number of the broken rule. If the damage is in a leaf: `leaf` is the text of its path, `chunk` the
+    number of its damaged chunk, and `offset` the place of that chunk in the file, in bytes.
     """
 
     def __init__(

@@ -46,7 +46,9 @@ def difference(a: object, b: object) -> str | None:
         left, right = inside
         if len(left) != len(right):
             return f"{at}: {len(left)} and {len(right)} children"
-        pending.extend((f"{at[-200:]}/{i}", u, v) for i, (u, v) in reversed(list(enumerate(zip(left, right, strict=True)))))
+        pending.extend(
+            (f"{at[-200:]}/{i}", u, v) for i, (u, v) in reversed(list(enumerate(zip(left, right, strict=True))))
+        )
     return None
 
 
@@ -142,7 +144,7 @@ def same_leaf(x: Any, y: Any) -> bool:
         case enum.Enum():
             return x is y
         case float():
-            return not isinstance(x, np.generic) and struct.pack("<d", x) == struct.pack("<d", y) or _same_scalar(x, y)
+            return (not isinstance(x, np.generic) and struct.pack("<d", x) == struct.pack("<d", y)) or _same_scalar(x, y)
         case complex() if not isinstance(x, np.generic):
             return struct.pack("<dd", x.real, x.imag) == struct.pack("<dd", y.real, y.imag)
         case set() | frozenset():

@@ -31,7 +31,13 @@ def judge(file: bytes) -> bool:
         except ptc.PytreeckptError as error:
             assert str(error)
         accepted = True
-        for options in ({}, {"to": "numpy"}, {"verify": False}, {"select": "**"}, {"select": lambda path: len(path) % 2}):
+        for options in (
+            {},
+            {"to": "numpy"},
+            {"verify": False},
+            {"select": "**"},
+            {"select": lambda path: len(path) % 2},
+        ):
             try:
                 tree = ptc.decode(file, **options)
             except ptc.PytreeckptError as error:

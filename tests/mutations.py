@@ -71,7 +71,11 @@ _DTYPES: list[Any] = [
 def number(rng: random.Random, format_: str, near: Any = 0) -> Any:
     """A number for a column, often on an edge."""
     if format_ == "d":
-        return struct.unpack("<d", rng.randbytes(8))[0] if rng.random() < 0.5 else rng.choice([0.0, -0.0, 1.0, float("nan")])
+        return (
+            struct.unpack("<d", rng.randbytes(8))[0]
+            if rng.random() < 0.5
+            else rng.choice([0.0, -0.0, 1.0, float("nan")])
+        )
     bits = 8 * struct.calcsize(format_)
     low, high = (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) if format_.islower() else (0, (1 << bits) - 1)
     value = rng.choice(
@@ -156,7 +160,9 @@ def _change_bytes(document: dict[str, Any], rng: random.Random) -> None:
 
 
 def _change_list(document: dict[str, Any], rng: random.Random) -> None:
-    items = rng.choice([document["nodes"]["strings"], document["nodes"]["bytes"], document["types"], document["dtypes"]])
+    items = rng.choice(
+        [document["nodes"]["strings"], document["nodes"]["bytes"], document["types"], document["dtypes"]]
+    )
     place = rng.randrange(len(items)) if items else 0
     match rng.randrange(6):
         case 0 if items:
@@ -253,7 +259,10 @@ def repair_chunks(document: dict[str, Any], body: bytes) -> None:
     """Make the checks of all chunks right, and their digests where that is possible."""
     try:
         chunks = document["chunks"]
-        columns = {name: struct.iter_unpack("<" + WIDTHS["chunks", name], chunks[name]) for name in ("offset", "stored", "codec")}
+        columns = {
+            name: struct.iter_unpack("<" + WIDTHS["chunks", name], chunks[name])
+            for name in ("offset", "stored", "codec")
+        }
         rows = list(zip(columns["offset"], columns["stored"], columns["codec"], strict=False))
         digests = [chunks["digest"][at : at + 16] for at in range(0, len(chunks["digest"]), 16)]
         checks = []
@@ -302,6 +311,8 @@ def mutate(file: bytes, seed: int) -> bytes:
     raw = bytearray(msgpack.packb(document))
     if rng.random() < 0.1:
         for _ in range(rng.randrange(1, 4)):
-            raw[rng.randrange(len(raw))] = rng.choice([0x91, 0x81, 0xC0, 0xC1, 0xDD, 0xDF, 0xC6, 0xD9, rng.randrange(256)])
+            raw[rng.randrange(len(raw))] = rng.choice(
+                [0x91, 0x81, 0xC0, 0xC1, 0xDD, 0xDF, 0xC6, 0xD9, rng.randrange(256)]
+            )
         return frame(bytes(raw), body, codec=rng.choice([0, 2]))
     return forge(document, body, codec=rng.choice([0, 2]))

@@ -33,7 +33,9 @@ def open_bytes(file: bytes) -> ptc.Checkpoint:
     return ptc.Checkpoint(BytesSource(memoryview(file)), None)
 
 
-def in_boxes(array: np.ndarray, cuts: Sequence[Sequence[int]], axes: Sequence[int] | None = None, identity: Any = None) -> ptc.ArraySource:
+def in_boxes(
+    array: np.ndarray, cuts: Sequence[Sequence[int]], axes: Sequence[int] | None = None, identity: Any = None
+) -> ptc.ArraySource:
     """A source that gives the array, transposed by `axes`, in the boxes that the cuts make."""
     stored = array if axes is None else array.transpose(axes)
     pieces = [stored]

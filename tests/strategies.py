@@ -96,7 +96,9 @@ def _time_dtypes() -> st.SearchStrategy[np.dtype]:
 def _flexible_dtypes() -> st.SearchStrategy[np.dtype]:
     return st.one_of(
         st.integers(0, 9).map(lambda n: np.dtype((np.bytes_, n))),
-        st.builds(lambda n, order: np.dtype((np.str_, n)).newbyteorder(order), st.integers(0, 5), st.sampled_from("<>")),
+        st.builds(
+            lambda n, order: np.dtype((np.str_, n)).newbyteorder(order), st.integers(0, 5), st.sampled_from("<>")
+        ),
         st.integers(0, 20).map(lambda n: np.dtype((np.void, n))),
     )
 
@@ -168,7 +170,9 @@ def laid_out(array: np.ndarray, layout: str, seed: int) -> np.ndarray:
         out[...] = array
         return out
     if layout == "strided" and array.ndim:
-        out = np.ndarray([2 * extent for extent in array.shape], array.dtype)[tuple(slice(None, None, 2) for _ in array.shape)]
+        out = np.ndarray([2 * extent for extent in array.shape], array.dtype)[
+            tuple(slice(None, None, 2) for _ in array.shape)
+        ]
         out[...] = array
         return out
     if layout == "broadcast" and array.ndim and array.shape[0] > 0:
@@ -209,10 +213,14 @@ def _bits(value: int) -> float:
 
 
 FLOATS = st.floats() | st.integers(0, (1 << 64) - 1).map(_bits)
-INTS = st.integers() | st.sampled_from([(1 << 63) - 1, 1 << 63, -(1 << 63), -(1 << 63) - 1, 1 << 64]) | st.integers(
-    -(1 << 700), 1 << 700
+INTS = (
+    st.integers()
+    | st.sampled_from([(1 << 63) - 1, 1 << 63, -(1 << 63), -(1 << 63) - 1, 1 << 64])
+    | st.integers(-(1 << 700), 1 << 700)
 )
-TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(["\u00e9", "e\u0301", "a/b", "a.b", "[0]", ""])
+TEXTS = st.text(st.characters(exclude_categories=["Cs"])) | st.sampled_from(
+    ["\u00e9", "e\u0301", "a/b", "a.b", "[0]", ""]
+)
 PLAIN_KEYS = st.one_of(TEXTS, INTS, st.booleans(), FLOATS, st.binary(max_size=6), st.none())
 KEYS = st.recursive(PLAIN_KEYS, lambda inner: st.lists(inner, max_size=3).map(tuple), max_leaves=4)
 ELEMENTS = st.recursive(
@@ -227,8 +235,10 @@ SETS = st.lists(ELEMENTS, max_size=6).map(distinct).map(set)
 
 def dicts(values: st.SearchStrategy[Any]) -> st.SearchStrategy[dict[Any, Any]]:
     """Dicts with keys of every type."""
-    return st.lists(KEYS, max_size=5).map(distinct).flatmap(
-        lambda keys: st.tuples(*(values for _ in keys)).map(lambda given: dict(zip(keys, given, strict=True)))
+    return (
+        st.lists(KEYS, max_size=5)
+        .map(distinct)
+        .flatmap(lambda keys: st.tuples(*(values for _ in keys)).map(lambda given: dict(zip(keys, given, strict=True))))
     )
 
 
@@ -338,7 +348,9 @@ TREES = st.recursive(LEAVES, containers, max_leaves=12)
 
 PLAIN_LEAVES = st.one_of(st.none(), st.booleans(), INTS, FLOATS, TEXTS, st.binary())
 METADATA = st.recursive(
-    PLAIN_LEAVES, lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | dicts(inner), max_leaves=6
+    PLAIN_LEAVES,
+    lambda inner: st.lists(inner, max_size=3) | st.lists(inner, max_size=3).map(tuple) | dicts(inner),
+    max_leaves=6,
 )
 
 

@@ -1,6 +1,5 @@
 """The promise itself: what comes back is what went in."""
 
-import pytest
 from hypothesis import given
 
 import pytreeckpt as ptc

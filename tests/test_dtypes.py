@@ -29,7 +29,13 @@ def test_a_descriptor_may_be_made_of_lists_as_it_is_in_a_file(dtype):
 
 
 ANYTHING = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.binary() | st.sampled_from(["float32", "struct", "s"]),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats()
+    | st.text()
+    | st.binary()
+    | st.sampled_from(["float32", "struct", "s"]),
     lambda inner: st.lists(inner, max_size=5) | st.dictionaries(st.text(), inner, max_size=2),
     max_leaves=12,
 )
@@ -49,7 +55,11 @@ def test_any_value_is_a_descriptor_or_an_error(value):
 def test_every_dtype_of_numpy_and_ml_dtypes_comes_back_with_every_bit(dtype):
     n = max(300, 70_000 // dtype.itemsize)
     bits = np.arange(n * dtype.itemsize, dtype=np.uint32)
-    array = (bits.view(np.uint8)[: n * dtype.itemsize] if dtype.itemsize <= 4 else (bits * 2654435761).view(np.uint8)[: n * dtype.itemsize]).view(dtype)
+    array = (
+        bits.view(np.uint8)[: n * dtype.itemsize]
+        if dtype.itemsize <= 4
+        else (bits * 2654435761).view(np.uint8)[: n * dtype.itemsize]
+    ).view(dtype)
     assert_same([array, array[:3]], decode(encode([array, array[:3]])))
 
 
@@ -58,7 +68,9 @@ def test_the_list_above_has_all_dtypes_that_numpy_and_ml_dtypes_have():
     aliases = {np.longlong, np.ulonglong, np.intc, np.uintc, np.long, np.ulong}
     parametric = {np.bytes_, np.str_, np.void, np.datetime64, np.timedelta64, np.object_}
     assert set(np.sctypeDict.values()) - known - aliases <= parametric
-    in_ml_dtypes = {value for value in vars(ml_dtypes).values() if isinstance(value, type) and issubclass(value, np.generic)}
+    in_ml_dtypes = {
+        value for value in vars(ml_dtypes).values() if isinstance(value, type) and issubclass(value, np.generic)
+    }
     assert len(in_ml_dtypes) >= 20
     assert in_ml_dtypes <= known
 
@@ -90,7 +102,10 @@ def test_the_names_of_c_for_a_dtype_come_back_as_an_equal_dtype(code):
         (">m8[D]", ("timedelta64_be", "D", 1)),
         ("<M8", ("datetime64", "generic", 1)),
         ([], ("struct", 0, False, ())),
-        ([("a", "<f4"), ("b", ">i2", (2, 3))], ("struct", 16, False, (("a", None, "float32", 0, ()), ("b", None, "int16_be", 4, (2, 3))))),
+        (
+            [("a", "<f4"), ("b", ">i2", (2, 3))],
+            ("struct", 16, False, (("a", None, "float32", 0, ()), ("b", None, "int16_be", 4, (2, 3)))),
+        ),
         ([(("title", "a"), "u1")], ("struct", 1, False, (("a", "title", "uint8", 0, ()),))),
         (
             {"names": ["b", "a"], "formats": ["u1", "<u2"], "offsets": [3, 2], "itemsize": 6},
@@ -284,7 +299,12 @@ def test_what_memory_held_in_the_padding_does_not_reach_the_file(dtype, shape):
     files = []
     values = some.fill(dtype, shape, 1)
     for junk in (0, 0xFF, 0xA5):
-        array = np.frombuffer(bytes([junk]) * max(1, int(np.prod(shape))) * dtype.itemsize, np.uint8).copy().view(dtype).reshape(shape)
+        array = (
+            np.frombuffer(bytes([junk]) * max(1, int(np.prod(shape))) * dtype.itemsize, np.uint8)
+            .copy()
+            .view(dtype)
+            .reshape(shape)
+        )
         _copy_fields(values, array)
         files.append(encode(array))
         assert_same(array, decode(files[-1]))

@@ -230,7 +230,10 @@ def test_the_same_container_at_several_places_is_no_cycle():
     assert_same(tree, ptc.decode(ptc.encode(tree)))
 
 
-@pytest.mark.parametrize("make", [lambda inner: [inner, inner], lambda inner: {"a": inner, "b": inner}, lambda inner: some.Point(inner, inner)])
+@pytest.mark.parametrize(
+    "make",
+    [lambda inner: [inner, inner], lambda inner: {"a": inner, "b": inner}, lambda inner: some.Point(inner, inner)],
+)
 def test_a_tree_that_doubles_on_every_level_ends_at_the_limit_of_nodes(make):
     tree: Any = [0.5] * 8
     for _ in range(100):

@@ -54,7 +54,10 @@ def test_the_intersection_of_boxes_is_what_both_hold(given_):
     held = np.zeros(shape, bool)
     if common is not None:
         held[of(common)] = True
-        assert Box(tuple(x + y for x, y in zip(common.relative_to(a.offset).offset, a.offset, strict=True)), common.shape) == common
+        assert (
+            Box(tuple(x + y for x, y in zip(common.relative_to(a.offset).offset, a.offset, strict=True)), common.shape)
+            == common
+        )
     assert np.array_equal(held, marks == 2)
 
 
@@ -62,7 +65,14 @@ def test_the_intersection_of_boxes_is_what_both_hold(given_):
     SHAPES.flatmap(
         lambda shape: st.tuples(
             st.just(shape),
-            st.tuples(*(st.sets(st.integers(1, max(1, extent - 1))).filter(lambda cuts, extent=extent: all(cut < extent for cut in cuts)).map(sorted) for extent in shape)),
+            st.tuples(
+                *(
+                    st.sets(st.integers(1, max(1, extent - 1)))
+                    .filter(lambda cuts, extent=extent: all(cut < extent for cut in cuts))
+                    .map(sorted)
+                    for extent in shape
+                )
+            ),
         )
     )
 )
@@ -104,10 +114,7 @@ def test_dense_axes_say_how_an_array_lies_in_memory(array):
     axes = dense_axes(array.shape, array.strides, array.itemsize)
     if array.size == 0 or array.itemsize == 0:
         return
-    by_numpy = any(
-        array.transpose(order).flags.c_contiguous
-        for order in itertools.permutations(range(array.ndim))
-    )
+    by_numpy = any(array.transpose(order).flags.c_contiguous for order in itertools.permutations(range(array.ndim)))
     assert (axes is not None) == by_numpy
     if axes is not None:
         assert sorted(axes) == list(range(array.ndim))

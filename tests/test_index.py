@@ -67,7 +67,13 @@ def example() -> tuple[dict[str, Any], bytes]:
         ArrayRow("uint8", (3,), b"abc"),
         ArrayRow("float32", (6, 10), None, [[(ramp[:120], ramp[:120], 0), (ramp[120:], ramp[120:], 0)]]),
         ArrayRow("float32", (10, 10), None, [[(zeros[:4], zeros, 1)]], axes=[1, 0]),
-        ArrayRow("uint8", (40, 20), None, [[(zstd_frame(text[:200]), text[:200], 2)], [(text[200:800], text[200:800], 0)]], cuts=[[10], []]),
+        ArrayRow(
+            "uint8",
+            (40, 20),
+            None,
+            [[(zstd_frame(text[:200]), text[:200], 2)], [(text[200:800], text[200:800], 0)]],
+            cuts=[[10], []],
+        ),
         ArrayRow("uint8", (2, 0, 5), b""),
     ]
     return document_of(tree, arrays)
@@ -187,16 +193,32 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("T-2", "a wrapper without fields", put("types", 0, [WRAPPER, "a.Record", []])),
     ("T-2", "an enum with other fields", put("types", 0, [ENUM, "a:E", ["value", "name"]])),
     ("T-3", "the same type twice", put("types", 1, [RECORD, "a.Record", ["x", "y"]])),
-    ("T-4", "a registered name with another class kind", put("types", 0, [RECORD, "python.deque", ["items", "maxlen"]])),
+    (
+        "T-4",
+        "a registered name with another class kind",
+        put("types", 0, [RECORD, "python.deque", ["items", "maxlen"]]),
+    ),
     ("T-4", "a registered name with other fields", put("types", 0, [WRAPPER, "python.deque", ["maxlen", "items"]])),
-    ("T-4", "a registered name with another class kind and any fields", put("types", 0, [WRAPPER, "python.Namespace", ["x", "y"]])),
+    (
+        "T-4",
+        "a registered name with another class kind and any fields",
+        put("types", 0, [WRAPPER, "python.Namespace", ["x", "y"]]),
+    ),
     ("D-1", "a dtype that is unknown", put("dtypes", 0, "f4")),
     ("D-1", "a dtype that is a map", put("dtypes", 0, {"a": 1})),
     ("D-1", "a dtype that is a float", put("dtypes", 0, 1.5)),
     ("D-2", "a struct that is too small", put("dtypes", 0, ["struct", 1, False, [["a", None, "float64", 0, []]]])),
-    ("D-3", "the same dtype twice", both(put("dtypes", ["uint8", "uint8"]), put("arrays", "dtype", pack("I", [0, 1, 1, 0, 0])))),
+    (
+        "D-3",
+        "the same dtype twice",
+        both(put("dtypes", ["uint8", "uint8"]), put("arrays", "dtype", pack("I", [0, 1, 1, 0, 0]))),
+    ),
     ("D-3", "a dtype that is not used", put("dtypes", ["uint8", "float32", "int8"])),
-    ("D-3", "dtypes not in order of first use", both(put("dtypes", ["float32", "uint8"]), put("arrays", "dtype", pack("I", [1, 0, 0, 1, 1])))),
+    (
+        "D-3",
+        "dtypes not in order of first use",
+        both(put("dtypes", ["float32", "uint8"]), put("arrays", "dtype", pack("I", [1, 0, 0, 1, 1]))),
+    ),
     ("D-3", "a dtype out of range", entry("arrays", "dtype", "I", 0, 9)),
     ("A-1", "65 axes", entry("arrays", "rank", "B", 0, 65)),
     ("A-1", "an unknown layout bit", entry("arrays", "layout", "B", 0, 8)),
@@ -205,13 +227,37 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("A-2", "axes out of range", put("arrays", "axes", bytes([2, 0]))),
     ("A-3", "a cut at 0", entry("arrays", "cuts", "Q", 0, 0)),
     ("A-3", "a cut at the end", entry("arrays", "cuts", "Q", 0, 40)),
-    ("A-3", "cuts that do not ascend", both(put("arrays", "cuts", pack("Q", [10, 10])), put("arrays", "cut_counts", pack("I", [2, 0])))),
-    ("A-3", "cuts on no axis", both(put("arrays", "cuts", b""), put("arrays", "cut_counts", pack("I", [0, 0])), put("arrays", "chunk_counts", pack("I", [2, 1, 2])))),
+    (
+        "A-3",
+        "cuts that do not ascend",
+        both(put("arrays", "cuts", pack("Q", [10, 10])), put("arrays", "cut_counts", pack("I", [2, 0]))),
+    ),
+    (
+        "A-3",
+        "cuts on no axis",
+        both(
+            put("arrays", "cuts", b""),
+            put("arrays", "cut_counts", pack("I", [0, 0])),
+            put("arrays", "chunk_counts", pack("I", [2, 1, 2])),
+        ),
+    ),
     ("A-4", "an extent of 2^63", entry("arrays", "shape", "Q", 0, 1 << 63)),
-    ("A-4", "extents that overflow 64 bits to 0", both(entry("arrays", "shape", "Q", 1, 1 << 32), entry("arrays", "shape", "Q", 2, 1 << 32))),
-    ("A-4", "extents beside a 0 that overflow", both(entry("arrays", "shape", "Q", 7, 1 << 62), entry("arrays", "shape", "Q", 9, 2))),
+    (
+        "A-4",
+        "extents that overflow 64 bits to 0",
+        both(entry("arrays", "shape", "Q", 1, 1 << 32), entry("arrays", "shape", "Q", 2, 1 << 32)),
+    ),
+    (
+        "A-4",
+        "extents beside a 0 that overflow",
+        both(entry("arrays", "shape", "Q", 7, 1 << 62), entry("arrays", "shape", "Q", 9, 2)),
+    ),
     ("A-5", "an empty array that is chunked", entry("arrays", "layout", "B", 4, 1)),
-    ("A-5", "an empty array with axes", both(entry("arrays", "layout", "B", 4, 2), put("arrays", "axes", bytes([1, 0, 2, 1, 0])))),
+    (
+        "A-5",
+        "an empty array with axes",
+        both(entry("arrays", "layout", "B", 4, 2), put("arrays", "axes", bytes([1, 0, 2, 1, 0]))),
+    ),
     ("A-6", "an extent too many", grow("arrays", "shape", bytes(8))),
     ("A-6", "an extent too few", cut("arrays", "shape", 8)),
     ("A-6", "axes too many", grow("arrays", "axes", b"\0")),
@@ -235,7 +281,11 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("C-1", "a chunk in another file", entry("chunks", "file", "I", 1, 1)),
     ("C-2", "an unknown codec", entry("chunks", "codec", "B", 0, 200)),
     ("C-3", "a raw length of 0", both(entry("chunks", "raw", "I", 0, 0), entry("chunks", "raw", "I", 1, 240))),
-    ("C-3", "a raw length that is no multiple", both(entry("chunks", "raw", "I", 0, 119), entry("chunks", "raw", "I", 1, 121))),
+    (
+        "C-3",
+        "a raw length that is no multiple",
+        both(entry("chunks", "raw", "I", 0, 119), entry("chunks", "raw", "I", 1, 121)),
+    ),
     ("C-3", "raw lengths that sum to less", entry("chunks", "raw", "I", 0, 116)),
     ("C-3", "raw lengths that sum to more", entry("chunks", "raw", "I", 0, 124)),
     ("C-4", "a raw chunk of another length", entry("chunks", "stored", "I", 0, 119)),
@@ -252,7 +302,11 @@ BROKEN: list[tuple[str, str, Change]] = [
 ]
 
 
-@pytest.mark.parametrize(("rule", "change"), [(rule, change) for rule, _, change in BROKEN], ids=[f"{rule} {name}" for rule, name, _ in BROKEN])
+@pytest.mark.parametrize(
+    ("rule", "change"),
+    [(rule, change) for rule, _, change in BROKEN],
+    ids=[f"{rule} {name}" for rule, name, _ in BROKEN],
+)
 def test_an_index_that_breaks_a_rule_is_refused_by_its_number(rule, change):
     document, body = example()
     before = copy.deepcopy(document)
@@ -265,7 +319,9 @@ def test_an_index_that_breaks_a_rule_is_refused_by_its_number(rule, change):
 
 def test_every_rule_of_the_index_has_a_case():
     rules = {rule for rule, _, _ in BROKEN}
-    assert {f"A-{i}" for i in range(1, 9)} | {f"C-{i}" for i in range(1, 7)} | {f"T-{i}" for i in range(1, 5)} | {f"D-{i}" for i in range(1, 4)} <= rules
+    assert {f"A-{i}" for i in range(1, 9)} | {f"C-{i}" for i in range(1, 7)} | {f"T-{i}" for i in range(1, 5)} | {
+        f"D-{i}" for i in range(1, 4)
+    } <= rules
 
 
 @pytest.mark.parametrize("document", [None, True, 1, 1.5, "x", b"x", [], [1], {}, {"a": 1}, {1: 2}])
@@ -312,7 +368,12 @@ def test_bytes_that_are_not_one_shortest_msgpack_object_are_refused(rule, raw):
 def _with_nested(table: str, depth: int, innermost: bytes = b"\xc0") -> bytes:
     """The bytes of an index in which an entry of a table is an array that nests."""
     document = document_of(["text", record("a.b", {})], [])[0]
-    holder = {"strings": document["nodes"]["strings"], "types": document["types"], "dtypes": document["dtypes"], "files": document["files"]}[table]
+    holder = {
+        "strings": document["nodes"]["strings"],
+        "types": document["types"],
+        "dtypes": document["dtypes"],
+        "files": document["files"],
+    }[table]
     holder[:] = ["@@mark@@"]
     return msgpack.packb(document).replace(b"\xa8@@mark@@", b"\x91" * depth + innermost)
 
@@ -375,5 +436,7 @@ def test_planning_and_reading_agree_on_what_is_inline(monkeypatch):
         monkeypatch.setattr(planning, "INLINE_NBYTES", inline_nbytes)
         document, body = take_frame(ptc.encode(tree))
         layouts = document["arrays"]["layout"]
-        assert [bool(layout & 1) for layout in layouts[:6]] == [0 < n and n > inline_nbytes for n in (0, 1, 255, 256, 257, 1000)]
+        assert [bool(layout & 1) for layout in layouts[:6]] == [
+            n > 0 and n > inline_nbytes for n in (0, 1, 255, 256, 257, 1000)
+        ]
         assert [array.tolist() for array in decode(document, body)[:6]] == [array.tolist() for array in tree[:6]]

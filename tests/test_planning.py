@@ -88,7 +88,9 @@ def test_saving_an_array_that_was_in_boxes_again_stores_it_in_one_piece(given_):
 
 def test_boxes_are_stored_each_on_its_own_and_in_the_order_of_the_grid():
     array = np.arange(24, dtype=np.uint8).reshape(4, 6)
-    document, body = take_frame(ptc.encode([in_boxes(array, [[1], [2]]), in_boxes(np.tile(array, (4, 4)), [[1], [2]])], compression="none"))
+    document, body = take_frame(
+        ptc.encode([in_boxes(array, [[1], [2]]), in_boxes(np.tile(array, (4, 4)), [[1], [2]])], compression="none")
+    )
     assert document["arrays"]["layout"] == bytes([0, 1 | 4])
     assert np.frombuffer(document["arrays"]["cuts"], "<u8").tolist() == [1, 2]
     # Boxes of 1×2, 1×22, 15×2 and 15×22 bytes, in chunks of 64.
@@ -122,7 +124,9 @@ def test_cuts_that_cut_nothing_are_not_stored():
 @pytest.mark.parametrize("n_columns", [2, 10])
 def test_a_source_that_no_file_could_describe_is_an_error_and_not_a_file(axes, cuts, n_boxes, n_columns):
     items = np.zeros(10 * n_columns, np.uint8)
-    source = ptc.ArraySource(items.dtype, (10, n_columns), [lambda start, stop: items[start:stop]] * n_boxes, axes, cuts)
+    source = ptc.ArraySource(
+        items.dtype, (10, n_columns), [lambda start, stop: items[start:stop]] * n_boxes, axes, cuts
+    )
     with pytest.raises(ValueError, match="an ArraySource of shape"):
         ptc.encode(source)
 
@@ -138,7 +142,14 @@ def test_a_source_that_gives_too_few_items_is_an_error_and_not_a_file():
 def test_sources_with_the_same_identity_are_stored_once():
     array = np.arange(100.0)
     a, b, c, d = ptc.decode(
-        ptc.encode([in_boxes(array, [[50]], identity="x"), in_boxes(array, [[50]], identity="x"), ptc.source_of(array), ptc.source_of(array)])
+        ptc.encode(
+            [
+                in_boxes(array, [[50]], identity="x"),
+                in_boxes(array, [[50]], identity="x"),
+                ptc.source_of(array),
+                ptc.source_of(array),
+            ]
+        )
     )
     assert a is b
     assert c is not d
@@ -189,7 +200,13 @@ def test_the_bytes_are_the_same_in_every_process(tmp_path):
         environment.pop("PYTREECKPT_THREADS", None)
         if threads is not None:
             environment["PYTREECKPT_THREADS"] = threads
-        run = subprocess.run([sys.executable, "-c", CODE, str(tmp_path / "x.ptck")], env=environment, capture_output=True, text=True, check=True)
+        run = subprocess.run(
+            [sys.executable, "-c", CODE, str(tmp_path / "x.ptck")],
+            env=environment,
+            capture_output=True,
+            text=True,
+            check=True,
+        )
         digests.add(run.stdout)
     assert len(digests) == 1
 

@@ -85,7 +85,9 @@ def test_what_is_damaged_is_named_and_the_rest_can_be_read(tmp_path):
     assert caught.value.leaf == "opt/mu[1]"
     report = ptc.verify(path)
     assert not report.ok
-    assert [(problem.kind, problem.leaf, problem.rule) for problem in report.problems] == [("corrupt", "opt/mu[1]", "C-8")]
+    assert [(problem.kind, problem.leaf, problem.rule) for problem in report.problems] == [
+        ("corrupt", "opt/mu[1]", "C-8")
+    ]
     assert_same({"params": tree["params"]}, ptc.restore(path, select="params"))
     assert_same([tree["opt"]["mu"][0], ptc.UNSELECTED], ptc.restore(path, select="opt/mu[0]")["opt"]["mu"])
     with ptc.open(path) as checkpoint:
@@ -102,7 +104,10 @@ def test_a_change_of_any_byte_is_noticed_before_anything_is_given_back(tree, dat
 
 def test_arrays_larger_than_the_limit_are_refused_before_any_is_read():
     file = ptc.encode({"a": np.zeros(1000), "b": np.ones(1000)})
-    with ptc.limits(arrays_nbytes=15_999), pytest.raises(ptc.LimitError, match=r"16000 bytes.*limits\(arrays_nbytes=…\)"):
+    with (
+        ptc.limits(arrays_nbytes=15_999),
+        pytest.raises(ptc.LimitError, match=r"16000 bytes.*limits\(arrays_nbytes=…\)"),
+    ):
         ptc.decode(file)
     with ptc.limits(arrays_nbytes=8000):
         assert ptc.decode(file, select="a")["a"].size == 1000
@@ -180,7 +185,10 @@ def test_progress_rises_and_ends_where_it_should(tmp_path, monkeypatch, threads)
 
 
 def test_progress_of_a_tree_without_chunks_ends_at_once(tmp_path):
-    for call in (lambda report: ptc.save([1], tmp_path / "x", progress=report), lambda report: ptc.restore(tmp_path / "x", progress=report)):
+    for call in (
+        lambda report: ptc.save([1], tmp_path / "x", progress=report),
+        lambda report: ptc.restore(tmp_path / "x", progress=report),
+    ):
         seen = []
         call(seen.append)
         assert seen == [ptc.Progress(0, 0)]
@@ -244,7 +252,9 @@ def test_a_mapped_array_outlives_the_checkpoint_and_its_file(tmp_path):
     assert_same(MAPPABLE, tree)
 
 
-@pytest.mark.parametrize("tree", [np.zeros(1000), np.arange(100_000), in_boxes(np.arange(2000.0).reshape(40, 50), [[20], []])])
+@pytest.mark.parametrize(
+    "tree", [np.zeros(1000), np.arange(100_000), in_boxes(np.arange(2000.0).reshape(40, 50), [[20], []])]
+)
 @pytest.mark.parametrize("compression", ["auto", 3])
 def test_a_compressed_array_cannot_be_mapped_and_is_named(tmp_path, tree, compression):
     path = tmp_path / "x.ptck"
@@ -271,7 +281,10 @@ def test_damage_of_a_mapped_array_is_found_unless_it_is_not_verified(tmp_path):
 
 
 def test_bytes_in_memory_cannot_be_mapped():
-    with open_bytes(ptc.encode(np.zeros(3))) as checkpoint, pytest.raises(ValueError, match="needs a checkpoint in a file"):
+    with (
+        open_bytes(ptc.encode(np.zeros(3))) as checkpoint,
+        pytest.raises(ValueError, match="needs a checkpoint in a file"),
+    ):
         checkpoint.restore(mmap=True)
 
 

@@ -70,7 +70,9 @@ def test_a_slice_of_any_array_is_what_numpy_gives(given_, compression):
 
 @given(
     some.arrays(shapes=SHAPES.filter(math.prod)).flatmap(
-        lambda array: st.tuples(st.just(array), grids(array), st.lists(basic_indexes(array.shape), min_size=1, max_size=4))
+        lambda array: st.tuples(
+            st.just(array), grids(array), st.lists(basic_indexes(array.shape), min_size=1, max_size=4)
+        )
     )
 )
 def test_a_slice_of_an_array_in_boxes_is_what_numpy_gives(given_):
@@ -111,7 +113,9 @@ def test_a_slice_reads_only_the_chunks_that_its_bounding_box_touches(given_):
     assert owner.min() == 0
     logical = owner if source.axes is None else owner.transpose(np.argsort(source.axes))
     box, _ = bounding_box(array.shape, index)
-    touched = np.unique(logical[tuple(slice(low, low + extent) for low, extent in zip(box.offset, box.shape, strict=True))])
+    touched = np.unique(
+        logical[tuple(slice(low, low + extent) for low, extent in zip(box.offset, box.shape, strict=True))]
+    )
     expected = {int(chunks.offset[row]) for row in touched}
     assert {low for low, _ in recorder.ranges} == expected
     assert len(recorder.ranges) == len(expected)
@@ -122,7 +126,13 @@ def test_a_row_of_a_large_matrix_costs_one_chunk_and_a_column_all_that_it_crosse
     matrix = np.arange(256 * 256, dtype=np.float32).reshape(256, 256)
     recorder = RecordingSource(ptc.encode({"c": matrix, "f": matrix.T}, compression="none"))
     checkpoint = ptc.Checkpoint(recorder, None)
-    for path, index, expected in [("c", 17, 1), ("c", np.s_[:, 17], 64), ("f", 17, 64), ("f", np.s_[:, 17], 1), ("c", np.s_[8:24], 4)]:
+    for path, index, expected in [
+        ("c", 17, 1),
+        ("c", np.s_[:, 17], 64),
+        ("f", 17, 64),
+        ("f", np.s_[:, 17], 1),
+        ("c", np.s_[8:24], 4),
+    ]:
         recorder.ranges.clear()
         part = checkpoint[path][index]
         assert np.array_equal(part, (matrix if path == "c" else matrix.T)[index])
@@ -130,7 +140,9 @@ def test_a_row_of_a_large_matrix_costs_one_chunk_and_a_column_all_that_it_crosse
 
 
 def test_opening_reads_no_array():
-    recorder = RecordingSource(ptc.encode({"x": np.random.default_rng(0).bytes(0), "y": np.random.default_rng(0).normal(size=10_000)}))
+    recorder = RecordingSource(
+        ptc.encode({"x": np.random.default_rng(0).bytes(0), "y": np.random.default_rng(0).normal(size=10_000)})
+    )
     checkpoint = ptc.Checkpoint(recorder, None)
     list(checkpoint.leaves())
     assert checkpoint["y"].shape == (10_000,)
@@ -163,7 +175,9 @@ def test_an_index_that_is_not_basic_or_out_of_bounds_is_an_error(index, error):
 
 def test_a_reference_tells_what_it_refers_to():
     array = np.arange(40, dtype="<f4").reshape(5, 8)
-    with open_bytes(ptc.encode({"x": array, "y": array, "z": np.float32(2), "e": np.zeros((0, 3))}, compression="none")) as checkpoint:
+    with open_bytes(
+        ptc.encode({"x": array, "y": array, "z": np.float32(2), "e": np.zeros((0, 3))}, compression="none")
+    ) as checkpoint:
         x, y, empty = checkpoint["x"], checkpoint["y"], checkpoint["e"]
         assert (x.shape, x.dtype, x.ndim, x.nbytes, x.stored_nbytes, len(x)) == ((5, 8), np.dtype("f4"), 2, 160, 160, 5)
         assert (empty.nbytes, empty.stored_nbytes, len(empty)) == (0, 0, 0)
@@ -199,7 +213,9 @@ def test_what_is_read_is_writable_and_belongs_to_the_reader():
 def test_a_wrapped_array_is_a_reference_with_its_wrapper():
     from tests.forge import ARRAY, WRAPPER, ArrayRow, Tree, file_of, record
 
-    file = file_of({"w": record("made.Up", {"data": Tree(ARRAY, 0), "flag": True}, WRAPPER)}, [ArrayRow("uint8", (3,), b"abc")])
+    file = file_of(
+        {"w": record("made.Up", {"data": Tree(ARRAY, 0), "flag": True}, WRAPPER)}, [ArrayRow("uint8", (3,), b"abc")]
+    )
     with open_bytes(file) as checkpoint:
         ref = checkpoint["w"]
         assert ref.type_name == "made.Up"
@@ -230,7 +246,11 @@ def test_reading_more_than_the_limit_is_refused():
             np.asarray(checkpoint.tree)
 
 
-@given(st.lists(st.integers(0, 9), max_size=4).map(tuple).flatmap(lambda shape: st.tuples(st.just(shape), basic_indexes(shape))))
+@given(
+    st.lists(st.integers(0, 9), max_size=4)
+    .map(tuple)
+    .flatmap(lambda shape: st.tuples(st.just(shape), basic_indexes(shape)))
+)
 def test_the_bounding_box_is_the_smallest_that_holds_the_selection(given_):
     shape, index = given_
     items = np.arange(math.prod(shape)).reshape(shape)

@@ -38,7 +38,13 @@ from tests.forge import (
 )
 
 
-@given(st.recursive(some.PLAIN_LEAVES.filter(lambda value: not isinstance(value, int) or abs(value) < 1 << 63), lambda inner: st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple), max_leaves=20))
+@given(
+    st.recursive(
+        some.PLAIN_LEAVES.filter(lambda value: not isinstance(value, int) or abs(value) < 1 << 63),
+        lambda inner: st.lists(inner, max_size=4) | st.lists(inner, max_size=4).map(tuple),
+        max_leaves=20,
+    )
+)
 def test_a_file_made_by_hand_is_read_as_what_it_says(tree):
     assert_same(tree, ptc.decode(file_of(tree)))
 
@@ -228,7 +234,9 @@ def test_a_stream_that_breaks_a_rule_is_refused_by_its_number(rule, tree):
 
 def test_keys_and_elements_that_differ_are_accepted():
     other_nan = struct.unpack("<d", struct.pack("<Q", 0x7FF8000000000002))[0]
-    tree = ptc.decode(file_of([_keys("1", 1, b"1", None, (1,), (1, 1), NAN, other_nan, 1.5), _set(SET, 1, "1", _set(FROZENSET, 1))]))
+    tree = ptc.decode(
+        file_of([_keys("1", 1, b"1", None, (1,), (1, 1), NAN, other_nan, 1.5), _set(SET, 1, "1", _set(FROZENSET, 1))])
+    )
     assert len(tree[0]) == 9
     assert tree[1] == {1, "1", frozenset([1])}
 

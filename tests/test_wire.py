@@ -31,7 +31,13 @@ def test_padding_is_what_is_missing_to_the_next_multiple(nbytes):
     assert padding(nbytes) == bytes(align(nbytes) - nbytes)
 
 
-@given(st.integers(1, 1 << 40), st.integers(1, 1 << 40), st.integers(0, (1 << 64) - 1), st.binary(min_size=16, max_size=16), st.binary(min_size=32, max_size=32))
+@given(
+    st.integers(1, 1 << 40),
+    st.integers(1, 1 << 40),
+    st.integers(0, (1 << 64) - 1),
+    st.binary(min_size=16, max_size=16),
+    st.binary(min_size=32, max_size=32),
+)
 def test_a_footer_comes_back(blocks, stored, raw_nbytes, digest, root):
     footer = Footer(64 * blocks, stored, raw_nbytes, 2, digest, root, 64 * blocks + align(stored) + 128)
     assert decode_footer(encode_preamble(), encode_footer(footer), footer.file_nbytes) == footer

@@ -75,9 +75,15 @@ CASES = {
     "another content size": ("Z-2", _frame(SINGLE + b"\x06", _block(b"hello!"))),
     "a huge content size": ("Z-2", _frame(b"\xe0" + struct.pack("<Q", (1 << 64) - 1), _block(b"hello"))),
     # The library beneath says that it cannot read this header.
-    "the content size that stands for an error": ("Z-5", _frame(b"\xe0" + struct.pack("<Q", (1 << 64) - 2), _block(b"hello"))),
+    "the content size that stands for an error": (
+        "Z-5",
+        _frame(b"\xe0" + struct.pack("<Q", (1 << 64) - 2), _block(b"hello")),
+    ),
     "a dictionary": ("Z-3", _frame(b"\x21\x07\x05", _block(b"hello"))),
-    "a window of 8 MiB and an eighth": ("Z-4", _frame(b"\x80" + bytes([(23 - 10) << 3 | 1]) + struct.pack("<I", 5), _block(b"hello"))),
+    "a window of 8 MiB and an eighth": (
+        "Z-4",
+        _frame(b"\x80" + bytes([(23 - 10) << 3 | 1]) + struct.pack("<I", 5), _block(b"hello")),
+    ),
     "a window of 2 TiB": ("Z-4", _frame(b"\x80" + bytes([31 << 3]) + struct.pack("<I", 5), _block(b"hello"))),
     "a reserved block": ("Z-5", _frame(SINGLE + b"\x05", _block(b"hello", kind=3))),
     "content that is too short": ("Z-5", _frame(SINGLE + b"\x05", _block(b"hell"))),

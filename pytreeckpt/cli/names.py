@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from typing import Final
+from typing import Any, Final
 
 from pytreeckpt import nodes as n
 from pytreeckpt.cli.text import count, visible
+from pytreeckpt.dtypes import Descriptor
 from pytreeckpt.objects import ClassKind, ObjectType
 from pytreeckpt.paths import Path, Step
 
@@ -63,29 +64,23 @@ def items_text(kinds: Collection[int], number: int) -> str:
     return count(number, nouns.pop() if len(nouns) == 1 else "value")
 
 
-def dtype_text(descriptor: object) -> str:
+def dtype_text(descriptor: Any) -> str:
     """The name of a dtype: `float32`, `int16_be`, `str(12)`, `datetime64(ns)`, `struct(x: float32, y: int8[3])`."""
     match descriptor:
         case str():
             return descriptor
-        case ["struct", _, _, [*fields]]:
-            return f"struct({', '.join(map(_field_text, fields))})"
-        case [name, str(unit), 1]:
-            return f"{name}({unit})"
+        case ["struct", _, _, fields]:
+            texts = [
+                f"{visible(name)}: {dtype_text(inner)}{json.dumps(extents) if extents else ''}"
+                for name, _title, inner, _offset, extents in fields
+            ]
+            return f"struct({', '.join(texts)})"
         case [name, str(unit), number]:
-            return f"{name}({number} {unit})"
-        case [name, number]:
-            return f"{name}({number})"
-    return visible(str(descriptor))
+            return f"{name}({unit})" if number == 1 else f"{name}({number} {unit})"
+    name, length = descriptor
+    return f"{name}({length})"
 
 
-def _field_text(field: object) -> str:
-    match field:
-        case [str(name), _, inner, _, [*extents]]:
-            return f"{visible(name)}: {dtype_text(inner)}{json.dumps(extents) if extents else ''}"
-    return visible(str(field))
-
-
-def array_text(descriptor: object, shape: Sequence[int]) -> str:
+def array_text(descriptor: Descriptor, shape: Sequence[int]) -> str:
     """A dtype and a shape: `float32[768, 3072]`."""
     return f"{dtype_text(descriptor)}[{', '.join(map(str, shape))}]"

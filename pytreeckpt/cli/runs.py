@@ -77,17 +77,17 @@ def _preview(outline: Outline, position: int, width: int) -> str:
     """The first items, as many as fit, and the last."""
     start, end = _first_item(outline, position), outline.ends[position]
     is_dict = kind_at(outline, position) == n.DICT
-    names = [step_text(child.step) for child in islice(children(outline, position), width // 2)] if is_dict else []
+    # No item takes less than two columns.
+    limit = max(width // 2, 1)
+    keys = [f"{cut(step_text(child.step), _ITEM_WIDTH)}: " for child in islice(children(outline, position), limit)]
     last = "" if is_dict else _item(outline, end - 1)
     text = ""
-    for place in range(min(end - start, max(width, 1))):
-        name = f"{cut(names[place], _ITEM_WIDTH)}: " if is_dict and place < len(names) else ""
-        item = name + _item(outline, start + place)
+    for place, key in enumerate(keys):
+        item = (key if is_dict else "") + _item(outline, start + place)
         longer = f"{text}, {item}" if text else item
         if place and len(longer) + len(last) + 3 > width:
             break
         text = longer
         if start + place == end - 1:
             return text
-    shown_but_last = not is_dict and end - start == 2
-    return f"{text}, {last}" if shown_but_last else f"{text} … {last}".rstrip()
+    return f"{text}, {last}" if last and end - start == 2 else f"{text} … {last}".rstrip()

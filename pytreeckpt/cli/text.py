@@ -113,8 +113,8 @@ def percent(part: int, whole: int) -> str:
     if whole == 0:
         return ""
     ratio = 100 * part / whole
-    if ratio == 0 or 0.95 <= ratio < 99.5 or part == whole:
+    if ratio == 0 or 0.95 <= ratio < 99.5 or part >= whole:
         return f"{ratio:.0f} %"
     if ratio < 0.05:
         return "<0.1 %"
-    return f"{ratio:.1f} %" if ratio < 99.95 or part > whole else ">99.9 %"
+    return f"{ratio:.1f} %" if ratio < 99.95 else ">99.9 %"

@@ -54,6 +54,7 @@ def test_the_version_and_the_help_are_printed():
         (["inspect", "{saved}", "params["], "cannot read the path"),
         (["inspect", "{saved}", "params/nothing"], "there is params/h, params/wte"),
         (["inspect", "{saved}", "step/.x"], "nothing at"),
+        (["inspect", "{saved}", "schedule/name[0]"], "nothing at"),
         (["inspect", "{saved}", "--match", "nothing/**"], "matches no leaf"),
         (["inspect", "{saved}", "params", "--match", "opt"], "at or below 'params'"),
         (["inspect", "{saved}", "--match", "a["], "cannot read the pattern"),

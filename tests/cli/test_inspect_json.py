@@ -1,5 +1,6 @@
 """`inspect --json`: the document that docs/command-line.md describes."""
 
+import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
@@ -91,6 +92,54 @@ def test_values_have_one_form_each(saved):
         "set": [{"kind": "tuple", "items": [1, "a"]}],
         "enum": {"name": "WARMUP", "value": 1},
     }
+
+
+@pytest.mark.parametrize(
+    ("scalar", "dtype", "value"),
+    [
+        (np.bool_(1), "bool", True),
+        (np.uint64((1 << 64) - 1), "uint64", str((1 << 64) - 1)),
+        (np.float64("nan"), "float64", "nan"),
+        (np.longdouble(0.5), "float80_x87", 0.5),
+        (np.complex64(1 + 2j), "complex64", [1.0, 2.0]),
+        (np.str_("\x1b"), ["str", 1], "\x1b"),
+        (np.bytes_(b"a\xff"), ["bytes", 2], "61ff"),
+        (np.void(b"\x01"), ["void", 1], "01"),
+        (np.timedelta64(5, "s"), ["timedelta64", "s", 1], "5 seconds"),
+        (ml_dtypes.bfloat16(2), "bfloat16", 2.0),
+        (ml_dtypes.int4(-3), "int4", -3),
+        (ml_dtypes.complex32(1 - 1j), "complex32", [1.0, -1.0]),
+    ],
+    ids=str,
+)
+def test_numpy_scalars_have_a_dtype_and_a_value(saved, scalar, dtype, value):
+    leaf = saved({"x": scalar})["leaves"][0]
+    assert leaf == {"path": "x", "kind": "scalar", "dtype": dtype, "value": value}
+
+
+def test_a_scalar_that_is_no_value_of_its_dtype_is_its_bytes(saved):
+    bad = np.full(1, 0xFFFFFFFF, np.uint32).view([("x", "U1")])[0]
+    assert saved({"x": bad})["leaves"][0]["value"] == "ffffffff"
+
+
+def test_fields_hold_whatever_a_file_puts_there(saved):
+    kind = ptc.ObjectType(ptc.ClassKind.ENUM, "m:E", ("name", "value"))
+    inside = [
+        np.ones(2),
+        np.int8(3),
+        {1: [None]},
+        {"s"},
+        build_record(ptc.ObjectType(ptc.ClassKind.RECORD, "x.R", ("a",)), [1]),
+    ]
+    document = saved(build_record(kind, ["A", inside]))
+    check(document, "pytreeckpt-inspect/1")
+    assert document["leaves"][0]["fields"]["value"]["items"] == [
+        {"kind": "array", "array": 0},
+        {"kind": "scalar", "value": 3},
+        {"kind": "dict", "items": [["1", {"kind": "list", "items": [None]}]]},
+        {"kind": "set", "items": ["s"]},
+        {"kind": "record", "type": "x.R", "fields": {"a": 1}},
+    ]
 
 
 def test_an_array_has_its_place_in_the_file(saved):
