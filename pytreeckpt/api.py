@@ -113,8 +113,10 @@ def open(path: StrPath) -> Checkpoint:
     file = LocalStorage().open(name)
     try:
         return Checkpoint(file, name)
-    except BaseException:
+    except BaseException as error:
         file.close()
+        if isinstance(error, CorruptionError | FormatVersionError | LimitError):
+            error.args = (f"{name}: {error}", *error.args[1:])
         raise
 
 

@@ -16,7 +16,7 @@ from pytreeckpt.geometry import Box
 from pytreeckpt.like import match_template
 from pytreeckpt.limits import current_limits
 from pytreeckpt.navigation import descend
-from pytreeckpt.nodes import Visit, leaf_value, walk
+from pytreeckpt.nodes import Visit, array_entries, leaf_value, walk
 from pytreeckpt.objects import ClassKind, ObjectType, build_record
 from pytreeckpt.paths import Path, compile_glob
 from pytreeckpt.pipeline import ReportProgress
@@ -157,16 +157,25 @@ class Checkpoint:
         unselected = self._unselected(select, visits, strict=strict) if select is not None else b""
         if like is not None:
             chosen = [v for v in visits if not v.attribute and not (unselected and unselected[v.position])]
+            for visit, entries in zip(visits, array_entries(self.index.nodes, visits), strict=True):
+                left_out = unselected and unselected[visit.position]
+                if entries and visit.kind == n.OBJECT and not left_out:
+                    raise UnsupportedTypeError(
+                        f"{Path(visit.path)}: an object that is one value holds arrays; restore it without like="
+                    )
             match = match_template(self, like, builder, chosen, strict=strict, partial=bool(unselected))
             return match.place(self.read_arrays(match.arrays, mmap=mmap, verify=verify, progress=progress))
         nodes = self.index.nodes
         if not unselected:
             wanted: Sequence[int] = range(len(self.index.arrays))
         else:
-            kept = {
-                nodes.arrays[v.entry] for v in visits if v.kind in {n.ARRAY, n.SCALAR} and not unselected[v.position]
-            }
-            wanted = sorted(kept)
+            selected = [
+                entry
+                for visit, entries in zip(visits, array_entries(nodes, visits), strict=True)
+                if not unselected[visit.position]
+                for entry in entries
+            ]
+            wanted = sorted({nodes.arrays[entry] for entry in selected})
         arrays = self.read_arrays(wanted, mmap=mmap, verify=verify, progress=progress)
         uses = Counter(nodes.arrays)
         leaves: dict[int, object] = {}
@@ -227,12 +236,13 @@ class Checkpoint:
             marks[visit.position] = not any(hits)
         idle = [pattern for pattern, hit in zip(patterns, used, strict=False) if not hit]
         if (strict and idle) or not any(used):
-            paths = [str(Path(visit.path)) for visit in visits if not visit.attribute]
-            close = get_close_matches(idle[0] if idle else "", paths, 3, 0.4) or paths[:3]
+            leaves = [visit.path for visit in visits if not visit.attribute]
+            # Containers too, because a pattern may name one; and without its wildcards.
+            paths = list(dict.fromkeys(str(Path(path[:depth])) for path in leaves for depth in range(1, len(path) + 1)))
+            meant = idle[0].replace("**", "").replace("*", "").strip("/") if idle else ""
+            close = get_close_matches(meant, paths, 3, 0.5) or paths[:3]
             what = f"select {', '.join(map(repr, idle))}" if idle else "select"
-            raise StructureMismatchError(
-                f"{what} matches no leaf; there is, for example, {', '.join(close)}", missing=idle
-            )
+            raise StructureMismatchError(f"{what} matches no leaf; there is {', '.join(close)}", missing=idle)
         return marks
 
     # Verifying.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
 from typing import TYPE_CHECKING, Any
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pytreeckpt import nodes as n
-from pytreeckpt.arrays import AnyArray
+from pytreeckpt.arrays import AnyArray, array_identity
 from pytreeckpt.build import Builder
 from pytreeckpt.expand import make_expand
 from pytreeckpt.navigation import descend
@@ -38,7 +38,7 @@ class Match:
 
     def place(self, arrays: dict[int, AnyArray]) -> Any:
         """The template's structure with the stored leaves; where there is none, the template's own."""
-        placed: dict[tuple[int, int], object] = {}
+        placed: dict[tuple[int, Hashable], object] = {}
         taken: set[int] = set()
         values: list[object] = []
         for leaf, source in zip(self.template.leaves, self.sources, strict=True):
@@ -49,7 +49,8 @@ class Match:
             elif leaf.wanted is None:
                 values.append(number_for(leaf.value, arrays[source]))
             else:
-                key = (source, id(leaf.value))
+                same = array_identity(leaf.value) if type(leaf.value) is np.ndarray else id(leaf.value)
+                key = (source, same)
                 if key not in placed:
                     # A leaf may keep its array, so one that goes to several leaves is copied for all but the first.
                     array = arrays[source].copy("K") if source in taken else arrays[source]
@@ -102,7 +103,7 @@ def match_template(
         sources.append(source)
     unexpected = [str(Path(visit.path)) for visit in stored.values()]
     if mismatched or (strict and (missing or unexpected)):
-        raise mismatch(missing, unexpected, mismatched, template=[str(leaf.path) for leaf in template.leaves])
+        raise mismatch(missing, unexpected, mismatched)
     return Match(template, sources)
 
 
@@ -119,6 +120,8 @@ def _source(leaf: Leaf, value: object) -> int | _Value:
         number = number_for(np.zeros((), wanted.dtype)[()], value)
         return _Value(wanted.place(np.asarray(number, wanted.dtype)))
     if type(value) is type(leaf.value):
+        if isinstance(value, np.void | np.datetime64 | np.timedelta64) and value.dtype != leaf.value.dtype:  # type: ignore[attr-defined]  # of the same type
+            raise ValueError(f"the template has a {leaf.value.dtype}, the checkpoint a {value.dtype}")  # type: ignore[attr-defined]  # likewise
         return _Value(value)
     if _is_empty(leaf.value) and _is_empty(value):
         return _Value(leaf.value)

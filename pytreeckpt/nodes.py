@@ -4,7 +4,7 @@ objects.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Final
@@ -254,6 +254,16 @@ def walk(nodes: Nodes, *, root: int = 1) -> Iterator[Visit]:
             frames.append((path, iter(_object_steps(nodes.types[nodes.objects[entry]], attribute=attribute))))
         elif count:
             frames.append((path, zip(map(Index, range(count)), repeat(attribute, count), strict=True)))
+
+
+def array_entries(nodes: Nodes, leaves: Sequence[Visit]) -> list[range]:
+    """For each of the leaves of a tree, all of them in order: the entries of the arrays that it is or holds (an
+    object that is one value may hold some).
+    """
+    kinds = np.frombuffer(nodes.kinds, np.uint8)
+    before = [0, *np.cumsum((kinds == ARRAY) | (kinds == SCALAR)).tolist()]
+    ends = [*(visit.position for visit in leaves[1:]), len(kinds)]
+    return [range(before[visit.position], before[end]) for visit, end in zip(leaves, ends, strict=True)]
 
 
 def _object_steps(type_: ObjectType, *, attribute: bool) -> list[tuple[Step | None, bool]]:

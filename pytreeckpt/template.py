@@ -7,8 +7,9 @@ saved as a dict goes into a dataclass, and back. What the template has no leaf f
 from __future__ import annotations
 
 import math
+import reprlib
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any, cast
@@ -17,8 +18,9 @@ import numpy as np
 
 from pytreeckpt.adapters import LeafTemplate, active_adapters
 from pytreeckpt.arrays import ArraySource
-from pytreeckpt.errors import StructureMismatchError, UnsupportedTypeError
+from pytreeckpt.errors import LimitError, StructureMismatchError, UnsupportedTypeError
 from pytreeckpt.expand import make_expand
+from pytreeckpt.limits import current_limits
 from pytreeckpt.objects import ClassKind, Expansion, is_atomic
 from pytreeckpt.paths import DictKey, Field, Index, Path, Step
 
@@ -87,6 +89,11 @@ def take_apart(template: object) -> Template:
             nodes.append(_Node(0, None, len(leaves)))
             leaves.append(Leaf(Path(path), wanted, value))
             continue
+        if len(path) >= current_limits().depth:
+            raise LimitError(
+                f"the template is deeper than the limit of {current_limits().depth} levels, or contains itself; raise "
+                "it with pytreeckpt.limits(depth=…)"
+            )
         steps, children, rebuild = level
         nodes.append(_Node(len(children), rebuild))
         stack.extend(
@@ -162,11 +169,13 @@ def number_for(template: object, stored: object) -> object:
         with np.errstate(all="ignore"), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # what is lost is seen by comparing
             converted = convert(plain)
-    except (TypeError, OverflowError):
-        converted = None
-    if converted is not None and (converted == stored or _both_nan(converted, stored)):
-        return cast("object", converted)
-    raise ValueError(f"{stored!r} is no {type(template).__name__}")
+            # As Python's numbers, which compare exactly: numpy would round one to the precision of the other.
+            back = converted.item() if isinstance(converted, np.generic) else converted
+            if back == plain or _both_nan(back, plain):
+                return cast("object", converted)
+    except (TypeError, ValueError, OverflowError):
+        pass
+    raise ValueError(f"{reprlib.repr(plain)} is no {type(template).__name__}")
 
 
 def _both_nan(a: object, b: object) -> bool:
@@ -175,22 +184,19 @@ def _both_nan(a: object, b: object) -> bool:
 
 def is_number(value: object) -> bool:
     """Whether a value is a Python or numpy number, which a template lets stand for each other."""
-    return isinstance(value, _NUMBERS)
+    return isinstance(value, _NUMBERS) and not isinstance(value, np.flexible | np.datetime64 | np.timedelta64)
 
 
 def mismatch(
     missing: Sequence[str],
     unexpected: Sequence[str],
     mismatched: Sequence[str],
-    *,
-    template: Mapping[str, object] | Sequence[str],
 ) -> StructureMismatchError:
-    """One error for all differences, with suggestions."""
+    """One error for all differences, with what is there instead of what is missing."""
     lines = ["the checkpoint does not have the structure of the template"]
-    candidates = list(unexpected)
-    lines += [f"  missing     {path or 'the root'}{_suggest(path, candidates)}" for path in missing[:_SHOWN]]
+    lines += [f"  missing     {path or 'the root'}{_suggest(path, unexpected)}" for path in missing[:_SHOWN]]
     lines += [f"  … and {len(missing) - _SHOWN} more missing"] if len(missing) > _SHOWN else []
-    lines += [f"  unexpected  {path or 'the root'}{_suggest(path, list(template))}" for path in unexpected[:_SHOWN]]
+    lines += [f"  unexpected  {path or 'the root'}" for path in unexpected[:_SHOWN]]
     lines += [f"  … and {len(unexpected) - _SHOWN} more unexpected"] if len(unexpected) > _SHOWN else []
     lines += [f"  mismatched  {line}" for line in mismatched[:_SHOWN]]
     lines += [f"  … and {len(mismatched) - _SHOWN} more mismatched"] if len(mismatched) > _SHOWN else []

@@ -75,8 +75,8 @@ def template(leaf: jax.Array | jax.ShapeDtypeStruct) -> LeafTemplate:
     weak = bool(leaf.weak_type)
 
     def placed(array: AnyArray) -> jax.Array:
-        made = from_array(array)
-        return place(as_weak(made) if weak else made, sharding)
+        # An array for many devices goes to them at once, without being whole on one.
+        return place(as_weak(from_array(array)), sharding) if weak else from_array(array, sharding)
 
     return LeafTemplate(shape=tuple(leaf.shape), dtype=np.dtype(leaf.dtype), place=placed, refuse=_refuse_for_array)
 

@@ -10,26 +10,13 @@ from __future__ import annotations
 import re
 from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
-
-import numpy as np
+from itertools import pairwise
 
 from pytreeckpt import nodes as n
+from pytreeckpt.cli.likeness import Likeness
 from pytreeckpt.cli.names import step_text
-from pytreeckpt.cli.outline import (
-    Child,
-    Outline,
-    between,
-    children,
-    kind_at,
-    n_children,
-    n_shown,
-    subtrees,
-    unwrap,
-    values_of,
-)
-from pytreeckpt.index import IntArray
-from pytreeckpt.nodes import leaf_value
+from pytreeckpt.cli.navigation import Child, children, kind_at, n_children, subtrees, unwrap, values_of
+from pytreeckpt.cli.outline import Outline, n_shown
 
 MIN_ALIKE = 3
 """So many siblings alike become one branch."""
@@ -49,75 +36,6 @@ class Branch:
     positions: tuple[int, ...]
     mixed: bool = False
     attribute: bool = False
-
-
-@dataclass(frozen=True)
-class Likeness:
-    """Tells which subtrees of an outline are alike."""
-
-    outline: Outline
-
-    @cached_property
-    def kinds(self) -> bytes:
-        """The kinds, with one for both bools and one for all ints."""
-        return bytes(self.outline.nodes.kinds).translate(
-            bytes.maketrans(bytes([n.TRUE, n.BIGINT]), bytes([n.FALSE, n.INT]))
-        )
-
-    @cached_property
-    def containers(self) -> IntArray:
-        """The positions of the nodes that have counts."""
-        return np.flatnonzero(np.isin(np.frombuffer(self.kinds, np.uint8), list(n.COUNTED_KINDS)))
-
-    @cached_property
-    def keys(self) -> IntArray:
-        """The positions of plain values in keys, sets and the like."""
-        return np.flatnonzero(self.outline.columns.inner & (np.frombuffer(self.kinds, np.uint8) < n.ARRAY))
-
-    @cached_property
-    def objects(self) -> IntArray:
-        """The positions of objects."""
-        return np.flatnonzero(np.frombuffer(self.kinds, np.uint8) == n.OBJECT)
-
-    @cached_property
-    def arrays(self) -> IntArray:
-        """The positions of arrays and scalars."""
-        return np.flatnonzero(np.isin(np.frombuffer(self.kinds, np.uint8), [n.ARRAY, n.SCALAR]))
-
-    @cached_property
-    def shapes(self) -> Sequence[int]:
-        """A number for the shape of each array of the table."""
-        numbers: dict[tuple[int, ...], int] = {}
-        return [numbers.setdefault(entry.shape, len(numbers)) for entry in self.outline.index.arrays]
-
-    @cached_property
-    def dtypes(self) -> Sequence[int]:
-        """The number of the dtype of each array of the table."""
-        return [entry.dtype for entry in self.outline.index.arrays]
-
-    def structure(self, position: int) -> tuple[Hashable, Hashable]:
-        """Equal for subtrees alike: all but the shapes and the values, and the shapes."""
-        outline, nodes = self.outline, self.outline.nodes
-        end = outline.ends[position]
-        entries = outline.entries
-        arrays = [nodes.arrays[entries[array]] for array in _between(self.arrays, position, end)]
-        shapes = tuple(self.shapes[array] for array in arrays)
-        dtypes = tuple(self.dtypes[array] for array in arrays)
-        kinds = self.kinds[position:end]
-        shown = outline.shown[position:end].tobytes()
-        if end == position + 1:
-            return (kinds, dtypes, shown), shapes
-        rest = (
-            tuple(leaf_value(nodes, nodes.kinds[key], entries[key]) for key in _between(self.keys, position, end)),
-            tuple(nodes.counts[entries[counted]] for counted in _between(self.containers, position, end)),
-            tuple(nodes.objects[entries[object_]] for object_ in _between(self.objects, position, end)),
-        )
-        return (kinds, dtypes, shown, rest), shapes
-
-
-def _between(positions: IntArray, start: int, end: int) -> list[int]:
-    found: list[int] = positions[between(positions, start, end)].tolist()
-    return found
 
 
 def branches_below(likeness: Likeness, branch: Branch, *, grouped: bool) -> list[Branch]:
@@ -208,12 +126,16 @@ def _is_plain(outline: Outline, branch: Branch) -> bool:
 
 def _is_series(branches: Sequence[Branch], places: Sequence[int]) -> bool:
     """Whether the numbers in the names are evenly spaced, so that the name for all of them tells which they are."""
-    numbers = [_numbers(branches[place].label) for place in places]
-    return all(_span(sorted(set(place)))[1] for place in zip(*numbers, strict=True))
+    columns = zip(*(_NUMBER.findall(branches[place].label) for place in places), strict=True)
+    return all(len(_steps(_distinct(column))) <= 1 for column in columns)
 
 
-def _numbers(label: str) -> list[int]:
-    return list(map(int, _NUMBER.findall(label)))
+def _distinct(column: Iterable[str]) -> list[int]:
+    return sorted(set(map(int, column)))
+
+
+def _steps(numbers: Sequence[int]) -> set[int]:
+    return {after - before for before, after in pairwise(numbers)}
 
 
 def _merge(branches: Sequence[Branch], *, mixed: bool) -> Branch:
@@ -222,19 +144,17 @@ def _merge(branches: Sequence[Branch], *, mixed: bool) -> Branch:
     columns = zip(*(_NUMBER.findall(branch.label) for branch in branches), strict=True)
     for place, column in enumerate(columns):
         if len(set(column)) > 1:
-            text, _ = _span(sorted(set(map(int, column))))
+            text = _span(_distinct(column))
             # The brackets of an index hold a range well enough.
             texts[2 * place + 1] = text if texts[2 * place].endswith("[") else f"{{{text}}}"
     positions = tuple(position for branch in branches for position in branch.positions)
     return Branch("".join(texts), positions, first.mixed or mixed, first.attribute)
 
 
-def _span(numbers: Sequence[int]) -> tuple[str, bool]:
-    """The text of a set of numbers, and whether they are evenly spaced (or one): `0…11`, `0,2…22`, `1,4,9`, `0…147`."""
-    first, last = numbers[0], numbers[-1]
-    steps = set(np.diff(np.array(numbers, np.int64)).tolist())
-    if len(numbers) <= 3:
-        return ",".join(map(str, numbers)) if steps != {1} or len(numbers) < 3 else f"{first}…{last}", len(steps) <= 1
-    if len(steps) == 1 and steps != {1}:
-        return f"{first},{numbers[1]}…{last}", True
-    return f"{first}…{last}", len(steps) == 1
+def _span(numbers: Sequence[int]) -> str:
+    """The text of numbers in ascending order: `0…11`, `0,2…22`, `1,4,9`; without a pattern, `0…147`."""
+    steps = _steps(numbers)
+    if len(numbers) < MIN_ALIKE or (len(numbers) == MIN_ALIKE and len(steps) > 1):
+        return ",".join(map(str, numbers))
+    second = f",{numbers[1]}" if len(steps) == 1 and steps != {1} else ""
+    return f"{numbers[0]}{second}…{numbers[-1]}"

@@ -9,17 +9,8 @@ from typing import Final, Literal
 from pytreeckpt import nodes as n
 from pytreeckpt.cli.branches import Branch, is_brief
 from pytreeckpt.cli.names import KIND_NAMES, array_text, dtype_text, path_text, step_text, type_text
-from pytreeckpt.cli.outline import (
-    Outline,
-    Totals,
-    Wrapped,
-    array_number,
-    kind_at,
-    n_children,
-    object_type,
-    totals,
-    unwrap,
-)
+from pytreeckpt.cli.navigation import Wrapped, array_number, kind_at, n_children, object_type, unwrap
+from pytreeckpt.cli.outline import Outline, Totals, totals
 from pytreeckpt.cli.runs import WIDTH, is_run, run_text
 from pytreeckpt.cli.text import count, cut, visible
 from pytreeckpt.cli.values import item_text, item_texts, scalar_of, value_text

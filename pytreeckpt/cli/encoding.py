@@ -12,7 +12,8 @@ import numpy as np
 
 from pytreeckpt import nodes as n
 from pytreeckpt.cli.names import KIND_NAMES
-from pytreeckpt.cli.outline import Outline, array_number, children, kind_at, n_children, object_type, subtrees
+from pytreeckpt.cli.navigation import array_number, children, kind_at, n_children, object_type, subtrees
+from pytreeckpt.cli.outline import Outline
 from pytreeckpt.cli.values import int_text, item_text, scalar_of
 from pytreeckpt.nodes import leaf_value
 
@@ -76,7 +77,7 @@ def encode_plain(value: object) -> Any:
 
 
 def encode_item(value: object) -> Any:
-    """A numpy scalar (or bytes that are none)."""
+    """A numpy scalar."""
     match value:
         case np.datetime64() | np.timedelta64():
             return item_text(value)
@@ -90,12 +91,10 @@ def encode_item(value: object) -> Any:
             return str(value)
         case np.void():
             return value.tobytes().hex()
-        case bytes():
+        case np.bytes_():
             return bytes(value).hex()
-        case np.generic():
-            # A float of numpy, or a number of ml_dtypes.
-            return _encode_number(value)
-    return None
+    # A float of numpy, or a number of ml_dtypes.
+    return _encode_number(value)
 
 
 def _encode_number(value: Any) -> Any:

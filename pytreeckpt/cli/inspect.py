@@ -11,7 +11,8 @@ from pytreeckpt.cli.command import Command
 from pytreeckpt.cli.encoding import document
 from pytreeckpt.cli.inspect_json import sections
 from pytreeckpt.cli.inspect_text import Options, report
-from pytreeckpt.cli.outline import arrays_below, find, n_shown, only, outline_of
+from pytreeckpt.cli.navigation import find
+from pytreeckpt.cli.outline import arrays_below, n_shown, only, outline_of
 from pytreeckpt.cli.selected import Selected
 from pytreeckpt.cli.source import Source, opened
 from pytreeckpt.cli.statistics import Statistics, of_arrays

@@ -11,7 +11,8 @@ import numpy as np
 from pytreeckpt.cli.inspect_json import codec_counts
 from pytreeckpt.cli.layout import Line, Span, fields
 from pytreeckpt.cli.names import array_text, path_text, step_text
-from pytreeckpt.cli.outline import Outline, array_number, unwrap
+from pytreeckpt.cli.navigation import array_number, unwrap
+from pytreeckpt.cli.outline import Outline
 from pytreeckpt.cli.selected import Selected
 from pytreeckpt.cli.source import Source
 from pytreeckpt.cli.statistics import Statistics

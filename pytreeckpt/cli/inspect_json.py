@@ -14,7 +14,8 @@ from pytreeckpt import nodes as n
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.cli.encoding import Encoded, dumps, encode_item, encode_items, encode_object, encode_plain
 from pytreeckpt.cli.names import KIND_NAMES
-from pytreeckpt.cli.outline import METADATA, Outline, array_number, kind_at, n_shown, totals, unwrap
+from pytreeckpt.cli.navigation import array_number, kind_at, unwrap
+from pytreeckpt.cli.outline import METADATA, Outline, n_shown, totals
 from pytreeckpt.cli.selected import Selected
 from pytreeckpt.cli.statistics import Statistics
 from pytreeckpt.cli.values import scalar_of

@@ -13,7 +13,8 @@ from pytreeckpt.cli.describe import Description, is_value
 from pytreeckpt.cli.inspect_array import array_lines
 from pytreeckpt.cli.layout import Column, Line, Span, fields, paragraph, table
 from pytreeckpt.cli.names import dtype_text, path_text
-from pytreeckpt.cli.outline import METADATA, Outline, Totals, arrays_below, kind_at, totals, unwrap
+from pytreeckpt.cli.navigation import kind_at, unwrap
+from pytreeckpt.cli.outline import METADATA, Outline, Totals, arrays_below, totals
 from pytreeckpt.cli.selected import Selected
 from pytreeckpt.cli.source import Source
 from pytreeckpt.cli.statistics import Statistics

@@ -8,7 +8,8 @@ from typing import Final
 
 from pytreeckpt import nodes as n
 from pytreeckpt.cli.names import KIND_NAMES, items_text, step_text
-from pytreeckpt.cli.outline import Outline, children, kind_at, n_children, n_shown
+from pytreeckpt.cli.navigation import children, kind_at, n_children
+from pytreeckpt.cli.outline import Outline, n_shown
 from pytreeckpt.cli.text import cut
 from pytreeckpt.cli.values import value_text
 

@@ -10,7 +10,8 @@ import numpy as np
 from pytreeckpt import nodes as n
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.cli.names import dtype_text, type_text
-from pytreeckpt.cli.outline import Outline, array_number, kind_at, n_children, object_type, subtrees
+from pytreeckpt.cli.navigation import array_number, kind_at, n_children, object_type, subtrees
+from pytreeckpt.cli.outline import Outline
 from pytreeckpt.cli.text import count, cut, visible
 from pytreeckpt.errors import CorruptionError
 from pytreeckpt.nodes import leaf_value

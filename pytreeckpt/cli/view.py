@@ -7,10 +7,12 @@ from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final
 
-from pytreeckpt.cli.branches import Branch, Likeness, branches_below
+from pytreeckpt.cli.branches import Branch, branches_below
 from pytreeckpt.cli.describe import Description, content_text, describe
 from pytreeckpt.cli.layout import Row, Style
-from pytreeckpt.cli.outline import Outline, arrays_below, totals, unwrap
+from pytreeckpt.cli.likeness import Likeness
+from pytreeckpt.cli.navigation import unwrap
+from pytreeckpt.cli.outline import Outline, arrays_below, totals
 from pytreeckpt.cli.runs import is_run
 from pytreeckpt.cli.text import size
 
@@ -19,6 +21,8 @@ MAX_ROWS: Final = 160
 MAX_BELOW: Final = 40
 """So many branches are shown below one."""
 _MAX_LEVELS: Final = 16
+_MAX_GUIDE: Final = 24
+"""So many levels are drawn before a label."""
 # Fewer leaves than these are shown again rather than called like others.
 _MIN_REPEATED: Final = 8
 
@@ -184,8 +188,6 @@ def _preorder(top: Node) -> list[Node]:
 
 
 Cells = Callable[[Branch, Description], Sequence[str]]
-
-
 Alarm = Callable[[Branch], str]
 
 
@@ -208,9 +210,6 @@ def rows(outline: Outline, view: View, cells: Cells, alarm: Alarm | None = None)
             prefix = before if node.depth < _MAX_GUIDE else f"… {node.depth} levels "
             pending.append((below[place], prefix + ("└─ " if last else "├─ "), prefix + ("   " if last else "│  ")))
     return shown
-
-
-_MAX_GUIDE: Final = 24
 
 
 def _row(node: Node, guide: str, cells: Cells, alarm: Alarm | None) -> Row:

@@ -11,7 +11,7 @@ import pytreeckpt_jax
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from pytreeckpt_jax.placement import from_each_process, place
+from pytreeckpt_jax.placement import from_parts, place
 from pytreeckpt_jax.staging import HostCopy
 
 import pytreeckpt
@@ -112,9 +112,12 @@ def test_a_sharding_that_other_processes_take_part_in_is_filled_by_parts(monkeyp
 def test_every_process_can_give_its_part_of_an_array():
     sharding = NamedSharding(MESH, PartitionSpec("x", "y"))
     array = jnp.arange(64.0).reshape(8, 8)
-    placed = from_each_process(array, sharding)
-    assert placed.sharding == sharding
-    assert (placed == array).all()
+    for values in (array, np.asarray(array)):
+        placed = from_parts(values, sharding)
+        assert placed.sharding == sharding
+        assert (placed == array).all()
+    keys = jax.random.split(jax.random.key(0), (8, 8))
+    assert (jax.random.key_data(from_parts(keys, sharding)) == jax.random.key_data(keys)).all()
 
 
 def test_a_small_or_empty_sharded_array_lives_in_the_index():

@@ -1,5 +1,6 @@
 """The command line as a process: exit codes, streams, terminals."""
 
+import io
 import os
 import re
 import signal
@@ -11,7 +12,8 @@ import pytest
 
 import pytreeckpt as ptc
 from pytreeckpt import cli
-from pytreeckpt.cli import entry
+from pytreeckpt.cli import entry, terminal
+from pytreeckpt.cli.text import cell_width
 from tests.cli.running import REPOSITORY, run, run_in_terminal, run_process
 from tests.cli.trees import training_run
 
@@ -68,6 +70,49 @@ def test_mistakes_end_with_2_and_say_what_is_wrong(saved, arguments, words):
     assert ran.out == ""
     assert words in ran.err
     assert "Traceback" not in ran.err
+
+
+def test_a_path_into_a_value_leads_nowhere(tmp_path):
+    path = tmp_path / "t.ptck"
+    ptc.save({"r": range(3)}, path)
+    assert run("inspect", path, "r").out == "range(0, 3, 1)\n"
+    assert run("inspect", path, "r[0]").err == f"pytreeckpt: error: {path}: nothing at 'r[0]'\n"
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+class Full(io.StringIO):
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+
+    def write(self, text):
+        raise self.error
+
+
+@pytest.mark.parametrize(("error", "code"), [(BrokenPipeError(), 141), (OSError(28, "no space"), 2)])
+def test_an_output_that_refuses_ends_it(saved, monkeypatch, error, code):
+    monkeypatch.setattr(sys, "stdout", Full(error))
+    assert cli.main(["inspect", str(saved)]) == code
+
+
+@pytest.mark.parametrize("variables", [{}, {"NO_COLOR": "1"}])
+def test_work_on_a_terminal_is_painted_and_shows_progress(saved, monkeypatch, variables):
+    for name in ("COLUMNS", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in {"TERM": "xterm", **variables}.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(terminal, "_DELAY_S", 0.0)
+    out, err = Terminal(), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    assert cli.main(["inspect", str(saved), "params", "--stats"]) == 0
+    assert ("\x1b[1mparams\x1b[0m" in out.getvalue()) == (not variables)
+    assert "reading the arrays" in err.getvalue()
+    assert max(map(cell_width, re.sub(r"\x1b\[[0-9;]*m", "", out.getvalue()).splitlines())) <= 80
 
 
 def test_a_path_may_stand_after_options_and_begin_with_a_minus(tmp_path):
@@ -168,8 +213,6 @@ def test_colours_can_be_switched_off(saved, variables):
 
 def test_without_rich_the_text_is_plain(saved, monkeypatch):
     monkeypatch.setitem(sys.modules, "rich", None)
-    from pytreeckpt.cli import terminal
-
     assert not terminal._has_rich()
 
 

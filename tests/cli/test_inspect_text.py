@@ -197,6 +197,9 @@ def test_a_glob_leaves_out_the_others_and_counts_what_is_left(show):
         (list("abcdefghijkl"), "list of 12 strings  'a', 'b', "),
         ([1, None] * 10, "list of 20 values  1, None, "),
         ({f"token {i}": i for i in range(100)}, "dict of 100 ints  token 0: 0, token 1: 1, "),
+        (list(range(9)), "list of 9 ints  0, 1, 2, 3, 4, 5, 6, 7, 8\n"),
+        (np.array([1, None, "x"], object), "[1, None, 'x']  numpy.ObjectArray, shape=(3,)\n"),
+        (np.full(1, 0xFFFFFFFF, np.uint32).view([("x", "U1")])[0], "struct(x: str(1)) <void>\n"),
         (["x" * 40, "y" * 40], f"list of 2 strings  '{'x' * 22}…, '{'y' * 22}…\n"),
     ],
     ids=lambda value: type(value).__name__,
@@ -334,6 +337,8 @@ def test_arrays_of_every_form_are_shown_by_path(show):
     assert r"struct(x: float32, y\x1b: uint8[2])[2]" in show({"w": struct}, "w").out
     bad = np.full(1, 0xFFFFFFFF, np.uint32).view("U1")
     assert "values       <bytes ffffffff>" in show({"w": bad}, "w").out
+    assert r"str(1)[] = b'\xff\xff\xff\xff'" in show({"w": bad.reshape(())}).out
+    assert "statistics   3 NaN, 0 infinite, 0 zeros" in show({"w": np.full(3, np.nan)}, "w", "--stats").out
 
 
 class Sharded:

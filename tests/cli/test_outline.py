@@ -5,7 +5,8 @@ from hypothesis import given
 
 import pytreeckpt as ptc
 from pytreeckpt import nodes as n
-from pytreeckpt.cli.outline import METADATA, arrays_below, find, n_shown, only, outline_of, totals, unwrap
+from pytreeckpt.cli.navigation import find, unwrap
+from pytreeckpt.cli.outline import METADATA, arrays_below, n_shown, only, outline_of, totals
 from pytreeckpt.nodes import walk
 from pytreeckpt.paths import compile_glob
 from pytreeckpt.reading import BytesSource
@@ -34,7 +35,8 @@ def test_leaves_and_entries_are_those_of_a_walk(tree):
 def test_every_path_leads_to_its_node_and_no_other_does(tree):
     index = opened(tree).index
     outline = outline_of(index)
-    for visit in walk(index.nodes):
+    # Wrappers within wrappers can have attributes of the same name, and so of the same path.
+    for visit in [visit for visit in walk(index.nodes) if not visit.attribute]:
         found = find(outline, ptc.Path(visit.path))
         assert found is not None
         assert found <= visit.position < outline.ends[found]
