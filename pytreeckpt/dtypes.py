@@ -80,11 +80,10 @@ def describe(dtype: AnyDType) -> Descriptor:
     name = _NAME_OF.get(dtype)
     if name is not None:
         return name
-    # Not from the cache: numpy calls dtypes equal that differ in `isalignedstruct`.
+    # Not from a cache: numpy calls dtypes equal that differ in `isalignedstruct`, and M8[1000ps] equal to M8[ns].
     return _describe_struct(dtype) if dtype.names is not None else _describe_parametric(dtype)
 
 
-@lru_cache(maxsize=4096)
 def _describe_parametric(dtype: AnyDType) -> Descriptor:
     order = "_be" if dtype.byteorder == ">" or (dtype.byteorder == "=" and not np.little_endian) else ""
     descriptor: Descriptor | None = None

@@ -120,8 +120,10 @@ def _source(leaf: Leaf, value: object) -> int | _Value:
         number = number_for(np.zeros((), wanted.dtype)[()], value)
         return _Value(wanted.place(np.asarray(number, wanted.dtype)))
     if type(value) is type(leaf.value):
-        if isinstance(value, np.void | np.datetime64 | np.timedelta64) and value.dtype != leaf.value.dtype:  # type: ignore[attr-defined]  # of the same type
-            raise ValueError(f"the template has a {leaf.value.dtype}, the checkpoint a {value.dtype}")  # type: ignore[attr-defined]  # likewise
+        # Of one type, and yet of several dtypes: structs and units of time.
+        dtypes = [np.asarray(scalar).dtype for scalar in (leaf.value, value) if isinstance(scalar, np.generic)]
+        if len(set(dtypes)) > 1:
+            raise ValueError(f"the template has a {dtypes[0]}, the checkpoint a {dtypes[1]}")
         return _Value(value)
     if _is_empty(leaf.value) and _is_empty(value):
         return _Value(leaf.value)

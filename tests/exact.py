@@ -144,7 +144,9 @@ def same_leaf(x: Any, y: Any) -> bool:
         case enum.Enum():
             return x is y
         case float():
-            return (not isinstance(x, np.generic) and struct.pack("<d", x) == struct.pack("<d", y)) or _same_scalar(x, y)
+            return (not isinstance(x, np.generic) and struct.pack("<d", x) == struct.pack("<d", y)) or _same_scalar(
+                x, y
+            )
         case complex() if not isinstance(x, np.generic):
             return struct.pack("<dd", x.real, x.imag) == struct.pack("<dd", y.real, y.imag)
         case set() | frozenset():

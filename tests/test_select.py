@@ -10,7 +10,10 @@ from tests.exact import assert_same
 from tests.sources import RecordingSource, open_bytes
 
 TREE = {
-    "params": {"layer_0": {"kernel": np.ones(3), "bias": np.zeros(2)}, "layer_1": {"kernel": np.full(3, 2.0), "bias": np.ones(2)}},
+    "params": {
+        "layer_0": {"kernel": np.ones(3), "bias": np.zeros(2)},
+        "layer_1": {"kernel": np.full(3, 2.0), "bias": np.ones(2)},
+    },
     "opt": [np.arange(4), (1, "x"), some.Point(np.arange(2), 5)],
     "step": 7,
     "empty": {},
@@ -47,7 +50,11 @@ def test_a_glob_selects_leaves_and_leaves_the_rest_out(pattern, expected):
 
 def test_several_globs_select_what_any_of_them_does():
     expected = {"params": {"layer_0": {"bias": np.zeros(2)}}, "step": 7}
-    for patterns in (["params/layer_0/bias", "step"], ("step", "params/layer_0/bias"), {"step": 0, "params/layer_0/bias": 0}):
+    for patterns in (
+        ["params/layer_0/bias", "step"],
+        ("step", "params/layer_0/bias"),
+        {"step": 0, "params/layer_0/bias": 0},
+    ):
         assert_same(expected, ptc.decode(ptc.encode(TREE), select=patterns))
 
 
@@ -120,7 +127,13 @@ def test_the_root_can_be_a_leaf_that_is_selected():
 
 
 def test_objects_that_are_one_value_are_selected_as_a_whole():
-    tree = {"d": np.dtype("f4"), "r": range(3), "b": bytearray(b"x"), "e": some.Color.RED, "s": np.array(["a"], np.dtypes.StringDType())}
+    tree = {
+        "d": np.dtype("f4"),
+        "r": range(3),
+        "b": bytearray(b"x"),
+        "e": some.Color.RED,
+        "s": np.array(["a"], np.dtypes.StringDType()),
+    }
     for key, value in tree.items():
         assert_same({key: value}, ptc.decode(ptc.encode(tree), select=key, types=some.TYPES))
 

@@ -44,7 +44,16 @@ STATE = some.State(5, [some.Frozen(1.5, other=None)])
 
 
 def test_classes_that_the_caller_gives_are_rebuilt():
-    tree = [POINT, STATE, some.Color.RED, some.Level.HIGH, some.Mode.READ | some.Mode.WRITE, some.Text.A, some.Empty(), some.NoFields()]
+    tree = [
+        POINT,
+        STATE,
+        some.Color.RED,
+        some.Level.HIGH,
+        some.Mode.READ | some.Mode.WRITE,
+        some.Text.A,
+        some.Empty(),
+        some.NoFields(),
+    ]
     assert_same(tree, again(tree, types=some.TYPES))
     assert_same(tree, again(tree, types=iter(some.TYPES)))
 
@@ -99,7 +108,9 @@ def test_a_record_has_the_fields_and_no_behaviour():
     assert not hasattr(state, "__array__")
 
 
-@pytest.mark.parametrize("value", [some.State(1, [2]), some.Point(1, (2,)), some.Color.BLUE, some.Empty(), some.NoFields()])
+@pytest.mark.parametrize(
+    "value", [some.State(1, [2]), some.Point(1, (2,)), some.Color.BLUE, some.Empty(), some.NoFields()]
+)
 def test_records_can_be_pickled_copied_and_saved_again(value):
     restored = again(value)
     for other in (pickle.loads(pickle.dumps(restored)), copy.deepcopy(restored), copy.copy(restored), again(restored)):
@@ -273,14 +284,19 @@ def test_containers_of_python_come_back_as_what_they_were():
         "default": collections.defaultdict(_default, {"x": [1]}),
         "counter": collections.Counter({"a": 3, "b": -2, "c": 0, "d": 1.5}),
         "deque": collections.deque([1, [2], 3], maxlen=3),
-        "unbounded": collections.deque([]),
+        "unbounded": collections.deque(),
         "namespace": argparse.Namespace(lr=0.1),
         "simple": types.SimpleNamespace(cls=2),
         "bytes": bytearray(b"\x00\xff"),
         "range": [range(10), range(5, -5, -3), range(1 << 80)],
         "slice": [slice(None), slice(1, 10, 2), slice("a", (1,), [2])],
         "path": [pathlib.Path("a/../b"), pathlib.PurePosixPath("/"), pathlib.PureWindowsPath("c:/x")],
-        "dtype": [np.dtype("f4"), np.dtype([("a", "i4", (2,))], align=True), np.dtype("M8[3us]"), np.dtype(some.ML_DTYPES[0])],
+        "dtype": [
+            np.dtype("f4"),
+            np.dtype([("a", "i4", (2,))], align=True),
+            np.dtype("M8[3us]"),
+            np.dtype(some.ML_DTYPES[0]),
+        ],
         "sets": [{1, "a", None, (1, 2)}, frozenset({frozenset({1}), 2.5}), set()],
         "ellipsis": (..., None, True, False),
     }
@@ -359,17 +375,31 @@ SENSELESS = {
     "an object array of a negative shape": _wrapped("numpy.ObjectArray", values=[1, 2], shape=(-1, -2)),
     "an object array of 65 axes": _wrapped("numpy.ObjectArray", values=[1], shape=(1,) * 65),
     "an object array of a huge shape": _wrapped("numpy.ObjectArray", values=[], shape=(1 << 62, 1 << 62, 0)),
-    "an object array of an endless shape": _wrapped("numpy.ObjectArray", values=[], shape=(0, Tree(5, (1 << 100).to_bytes(13, "little")))),
+    "an object array of an endless shape": _wrapped(
+        "numpy.ObjectArray", values=[], shape=(0, Tree(5, (1 << 100).to_bytes(13, "little")))
+    ),
     "an object array of a deep shape": _wrapped("numpy.ObjectArray", values=[1], shape=_deep()),
     "an object array of a text": _wrapped("numpy.ObjectArray", values="ab", shape=(2,)),
     "a string array of numbers": _wrapped("numpy.StringArray", values=[1], shape=(1,), coerce=True, missing=()),
     "a string array of lists": _wrapped("numpy.StringArray", values=[["a"]], shape=(1,), coerce=True, missing=()),
-    "a string array of deep lists": _wrapped("numpy.StringArray", values=[_deep()], shape=(1,), coerce=True, missing=()),
-    "a string array with two missing values": _wrapped("numpy.StringArray", values=["a"], shape=(1,), coerce=True, missing=(None, None)),
-    "a string array with a deep missing value": _wrapped("numpy.StringArray", values=["a"], shape=(1,), coerce=True, missing=(_deep(),)),
-    "a string array with an unknown missing value": _wrapped("numpy.StringArray", values=["a"], shape=(1,), coerce=True, missing=(1,)),
-    "a string array with a number for a flag": _wrapped("numpy.StringArray", values=["a"], shape=(1,), coerce=1, missing=()),
-    "a string array of the wrong size": _wrapped("numpy.StringArray", values=["a"], shape=(2,), coerce=True, missing=()),
+    "a string array of deep lists": _wrapped(
+        "numpy.StringArray", values=[_deep()], shape=(1,), coerce=True, missing=()
+    ),
+    "a string array with two missing values": _wrapped(
+        "numpy.StringArray", values=["a"], shape=(1,), coerce=True, missing=(None, None)
+    ),
+    "a string array with a deep missing value": _wrapped(
+        "numpy.StringArray", values=["a"], shape=(1,), coerce=True, missing=(_deep(),)
+    ),
+    "a string array with an unknown missing value": _wrapped(
+        "numpy.StringArray", values=["a"], shape=(1,), coerce=True, missing=(1,)
+    ),
+    "a string array with a number for a flag": _wrapped(
+        "numpy.StringArray", values=["a"], shape=(1,), coerce=1, missing=()
+    ),
+    "a string array of the wrong size": _wrapped(
+        "numpy.StringArray", values=["a"], shape=(2,), coerce=True, missing=()
+    ),
     "a dtype of numpy's": record("numpy.dtype", {"descriptor": "f4"}),
     "a dtype of code": record("numpy.dtype", {"descriptor": "O;import os"}),
     "a dtype of a deep list": record("numpy.dtype", {"descriptor": _deep(16)}),
@@ -418,7 +448,12 @@ def test_a_registered_class_comes_back_by_its_functions():
     assert np.array_equal(restored.weights, np.arange(3))
     assert type(restored.history[1]) is Complicated
     with ptc.Checkpoint(ptc.reading.BytesSource(memoryview(ptc.encode({"x": value}))), None) as checkpoint:
-        assert [str(path) for path, _ in checkpoint.leaves()] == ["x/.weights", "x/.history[0]", "x/.history[1]/.weights", "x/.history[1]/.history"]
+        assert [str(path) for path, _ in checkpoint.leaves()] == [
+            "x/.weights",
+            "x/.history[0]",
+            "x/.history[1]/.weights",
+            "x/.history[1]/.history",
+        ]
         assert checkpoint["x/.history[0]"] == 1
 
 
@@ -451,7 +486,9 @@ def test_a_name_can_be_registered_once_and_by_its_class_again():
     for name in ("tests.Complicated", "python.deque", ""):
         with pytest.raises(ValueError, match="name"):
             ptc.register_class(Other, to_fields=to_fields, from_fields=lambda _: Other(), name=name)
-    ptc.register_class(Complicated, to_fields=to_fields, from_fields=lambda _: Complicated(0, 0), name="tests.Complicated")
+    ptc.register_class(
+        Complicated, to_fields=to_fields, from_fields=lambda _: Complicated(0, 0), name="tests.Complicated"
+    )
     assert again(Complicated(1, 2)).weights == 0
 
 
