@@ -187,7 +187,13 @@ def test_a_signal_leaves_no_traceback(tmp_path):
         f"pytreeckpt.verify = lambda *a, **k: (open({str(fifo)!r}, 'w').close(), __import__('time').sleep(60))\n"
         "sys.exit(main(['verify', 'x']))\n"
     )
-    process = subprocess.Popen([sys.executable, "-c", script], stderr=subprocess.PIPE, cwd=REPOSITORY)
+    # A process that was started in the background of a shell ignores interrupts, and so would its children.
+    process = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stderr=subprocess.PIPE,
+        cwd=REPOSITORY,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+    )
     fifo.read_bytes()
     process.send_signal(signal.SIGINT)
     _, errors = process.communicate()
