@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from difflib import get_close_matches
 from types import TracebackType
 from typing import Any, Self
 
@@ -17,8 +16,8 @@ from pytreeckpt.like import match_template
 from pytreeckpt.limits import current_limits
 from pytreeckpt.navigation import descend
 from pytreeckpt.nodes import Visit, array_entries, leaf_value, walk
-from pytreeckpt.objects import ClassKind, ObjectType, build_record
-from pytreeckpt.paths import Path, compile_glob
+from pytreeckpt.objects import REGISTERED, ClassKind, ObjectType, build_record
+from pytreeckpt.paths import Path, compile_glob, suggest
 from pytreeckpt.pipeline import ReportProgress
 from pytreeckpt.reader import ArrayReader, Paths
 from pytreeckpt.reading import RangedSource, as_logical, read_footer, read_index, scalar_value
@@ -83,7 +82,9 @@ class Checkpoint:
                 ref: ArrayRef = values[0]
                 ref.type, ref.attributes = type_, tuple(values[1:])
                 return ref
-            if any(isinstance(value, ArrayRef) for value in values) and type_.class_kind is ClassKind.RECORD:
+            # Classes that the caller has registered take arrays, not references, and paths are made of their fields.
+            held = any(isinstance(value, ArrayRef) for value in values)
+            if type_.class_kind is ClassKind.RECORD and (held or type_.name not in REGISTERED):
                 return build_record(type_, values)
             return builder.build_object(type_, values)
 
@@ -236,11 +237,12 @@ class Checkpoint:
             marks[visit.position] = not any(hits)
         idle = [pattern for pattern, hit in zip(patterns, used, strict=False) if not hit]
         if (strict and idle) or not any(used):
-            leaves = [visit.path for visit in visits if not visit.attribute]
+            leaves = [visit.path for visit in visits if not visit.attribute][:1000]
             # Containers too, because a pattern may name one; and without its wildcards.
-            paths = list(dict.fromkeys(str(Path(path[:depth])) for path in leaves for depth in range(1, len(path) + 1)))
+            beginnings = (path[:depth] for path in leaves for depth in range(1, min(len(path), 20) + 1))
+            paths = list(dict.fromkeys(str(Path(path)) for path in beginnings))
             meant = idle[0].replace("**", "").replace("*", "").strip("/") if idle else ""
-            close = get_close_matches(meant, paths, 3, 0.5) or paths[:3]
+            close = suggest(meant, paths, count=3, cutoff=0.5) or paths[:3]
             what = f"select {', '.join(map(repr, idle))}" if idle else "select"
             raise StructureMismatchError(f"{what} matches no leaf; there is {', '.join(close)}", missing=idle)
         return marks

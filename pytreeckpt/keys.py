@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -49,6 +50,17 @@ def check_key_depth(depth: int, max_depth: int) -> None:
             f"a key or an element of a set nests deeper than the limit of {max_depth}; "
             "raise it with pytreeckpt.limits(key_depth=…)"
         )
+
+
+def check_hashes(values: Sequence[object]) -> None:
+    """Raise `LimitError` if very many keys or elements have the same hash, so that a dict or set of them would take
+    quadratic time. Python hashes texts with a secret, and numbers without one.
+    """
+    if len(values) > _MAX_SAME_HASH and max(Counter(map(hash, values)).values()) > _MAX_SAME_HASH:
+        raise LimitError(f"more than {_MAX_SAME_HASH} keys of a dict, or elements of a set, have the same hash")
+
+
+_MAX_SAME_HASH = 256
 
 
 def key_nbytes(key: object) -> int:

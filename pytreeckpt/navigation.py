@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from difflib import get_close_matches
 from typing import Any
 
 from pytreeckpt.errors import PathError
+from pytreeckpt.keys import equality_form
 from pytreeckpt.objects import NamedTupleRecord, Record, fields_of
-from pytreeckpt.paths import DictKey, Field, Index, Path, Step
+from pytreeckpt.paths import DictKey, Field, Index, Path, Step, suggest
 
 
 def descend(tree: object, path: Path) -> Any:
@@ -17,21 +17,35 @@ def descend(tree: object, path: Path) -> Any:
     for depth, step in enumerate(path):
         try:
             value = _child(value, step)
-        except (KeyError, IndexError, AttributeError, TypeError):
+        except (StopIteration, KeyError, IndexError, AttributeError, TypeError, ValueError):
             raise _no_such(path, depth, value) from None
     return value
 
 
 def _child(parent: Any, step: Step) -> object:
     if isinstance(step, Field):
-        return parent[step.name] if isinstance(parent, Record) else getattr(parent, step.name)
+        return _field(parent, step.name)
     if isinstance(step, Index):
         if isinstance(parent, set | frozenset | Mapping | str | bytes) or not hasattr(parent, "__getitem__"):
             raise TypeError
         return parent.flat[step.index] if hasattr(parent, "flat") else parent[step.index]
     if not isinstance(parent, Mapping):
         raise TypeError
-    return parent[step.key]
+    if step.key in parent:
+        return parent[step.key]
+    # A NaN is found by its bits: it equals nothing.
+    wanted = equality_form(step.key)
+    return next(value for key, value in parent.items() if equality_form(key) == wanted)
+
+
+def _field(parent: Any, name: str) -> object:
+    if isinstance(parent, Record):
+        return parent[name]
+    # Names of fields need not be those of attributes, nor the other way round.
+    if isinstance(parent, tuple):
+        return parent[parent._fields.index(name)]  # type: ignore[attr-defined]  # else AttributeError, as it should be
+    own = getattr(parent, "__dict__", {})
+    return own[name] if name in own else getattr(parent, name)
 
 
 def _steps_of(parent: object) -> list[Step]:
@@ -47,7 +61,8 @@ def _steps_of(parent: object) -> list[Step]:
 
 
 def _no_such(path: Path, depth: int, parent: object) -> PathError:
-    there = [str(Path([*path[:depth], step])) for step in _steps_of(parent)]
-    close = get_close_matches(str(Path(path[: depth + 1])), there, 3, 0.5) or there[:5]
-    hint = f"; there is {', '.join(close)}" + (" …" if len(there) > len(close) else "") if close else ""
+    steps = _steps_of(parent)
+    there = [str(Path([*path[:depth], step])) for step in steps[:2000]]
+    close = suggest(str(Path(path[: depth + 1])), there, count=3, cutoff=0.5) or there[:5]
+    hint = f"; there is {', '.join(close)}" + (" …" if len(steps) > len(close) else "") if close else ""
     return PathError(f"nothing at {str(path)!r}: {str(Path(path[:depth])) or 'the root'} has no {path[depth]}{hint}")

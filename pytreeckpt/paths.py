@@ -12,6 +12,8 @@ import re
 import struct
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from difflib import get_close_matches
+from itertools import islice
 
 from pytreeckpt.errors import PathError
 
@@ -213,6 +215,16 @@ class _Parser:
 
     def error(self, problem: str) -> PathError:
         return PathError(f"cannot read the path {self.text!r}: {problem} at position {self.at}")
+
+
+def suggest(text: str, candidates: Iterable[str], *, count: int, cutoff: float) -> list[str]:
+    """The candidates that are most like `text`, for an error; of many or long ones, only some are looked at."""
+    short = (candidate for candidate in candidates if len(candidate) <= _MAX_SUGGESTED_LENGTH)
+    return get_close_matches(text[:_MAX_SUGGESTED_LENGTH], list(islice(short, _MAX_SUGGESTED)), count, cutoff)
+
+
+_MAX_SUGGESTED = 2000
+_MAX_SUGGESTED_LENGTH = 200
 
 
 def compile_glob(pattern: str) -> Callable[[Path], bool]:

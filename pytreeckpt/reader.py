@@ -170,12 +170,14 @@ class ArrayReader:
 
     def damage(self, wanted: Sequence[int], *, progress: ReportProgress | None = None) -> Iterator[CorruptionError]:
         """Read and check every chunk of these arrays into scratch memory; the errors that reading them would raise."""
-        jobs = [
-            (array, chunk)
-            for array in wanted
+        # A chunk may stand in the table many times (C-6), and is read once.
+        by_offset = {
+            int(self.index.chunks.offset[chunk.row]): (array, chunk)
+            for array in reversed(wanted)
             if self.index.arrays[array].chunk_counts
-            for chunk in chunk_reads(self.index, array)
-        ]
+            for chunk in reversed(chunk_reads(self.index, array))
+        }
+        jobs = list(reversed(by_offset.values()))
 
         def check_one(job: tuple[int, ChunkRead]) -> CorruptionError | None:
             array, chunk = job

@@ -11,7 +11,6 @@ import reprlib
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from typing import Any, cast
 
 import numpy as np
@@ -22,7 +21,7 @@ from pytreeckpt.errors import LimitError, StructureMismatchError, UnsupportedTyp
 from pytreeckpt.expand import make_expand
 from pytreeckpt.limits import current_limits
 from pytreeckpt.objects import ClassKind, Expansion, is_atomic
-from pytreeckpt.paths import DictKey, Field, Index, Path, Step
+from pytreeckpt.paths import DictKey, Field, Index, Path, Step, suggest
 
 MatchPath = tuple[Step, ...]
 _NUMBERS = (bool, int, float, complex, np.generic)
@@ -209,5 +208,5 @@ _SHOWN = 20
 
 
 def _suggest(path: str, candidates: Sequence[str]) -> str:
-    close = get_close_matches(path, [candidate for candidate in candidates if candidate != path][:2000], 1, 0.6)
+    close = suggest(path, (candidate for candidate in candidates if candidate != path), count=1, cutoff=0.6)
     return f" (did you mean {close[0]}?)" if close else ""

@@ -13,7 +13,7 @@ import numpy as np
 
 from pytreeckpt import nodes as n
 from pytreeckpt.errors import CorruptionError, LimitError
-from pytreeckpt.keys import bigint_bytes, check_key_depth, equality_form, key_nbytes, key_string
+from pytreeckpt.keys import bigint_bytes, check_hashes, check_key_depth, equality_form, key_nbytes, key_string
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes, path_at
 from pytreeckpt.objects import ClassKind, ObjectType
@@ -186,6 +186,7 @@ class _Backwards:
         both = self.take(2 * count)
         keys, children = both[:count], both[count:]
         try:
+            check_hashes(keys)
             result = dict(zip(keys, children, strict=True))
             if any(type(key) in {float, tuple} for key in keys) and len(set(map(equality_form, keys))) != count:
                 result = {}
@@ -210,6 +211,7 @@ class _Backwards:
         elements = self.take(count)
         try:
             strings = [key_string(element) for element in elements]
+            check_hashes(elements)
             result = frozenset(elements)
         except RecursionError:
             raise LimitError("an element of a set is nested too deeply to be hashed") from None

@@ -339,6 +339,13 @@ def test_big_endian_timedeltas_without_a_unit_keep_their_bits():
     assert back.tobytes() == array[::-1].tobytes()
 
 
+def test_units_that_numpy_calls_equal_are_told_apart_whichever_comes_first():
+    for first, second in (("M8[1000ps]", "M8[ns]"), ("m8[m]", "m8[60s]"), ("M8[7D]", "M8[W]")):
+        for pair in ((first, second), (second, first)):
+            arrays = [np.zeros(1, unit) for unit in pair]
+            assert [array.dtype.str[1:] for array in decode(encode(arrays))] == list(pair)
+
+
 def test_no_text_of_a_file_reaches_numpy_as_a_dtype():
     # In a process of its own, because numpy's parser for such texts leaves a module behind.
     code = (

@@ -61,7 +61,10 @@ def test_a_numpy_array_becomes_a_jax_array_of_the_same_bits(dtype, data):
     array = from_bytes(raw, dtype)
     restored = decode(encode(array), to="jax")
     assert (restored.dtype, restored.shape) == (dtype, array.shape)
-    assert np.asarray(restored).astype(np.complex128).tobytes() == array.astype(np.complex128).tobytes()
+    # Of an integer narrower than a byte, JAX may write the other bits anew.
+    narrow = dtype.kind == "V" and "int" in dtype.name
+    numbers = [values.astype(np.int8) if narrow else values for values in (np.asarray(restored), array)]
+    assert numbers[0].tobytes() == numbers[1].tobytes()
 
 
 @given(st.sets(st.integers(1, 39), max_size=6))

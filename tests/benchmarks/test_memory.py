@@ -3,6 +3,7 @@
 import json
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
@@ -38,6 +39,10 @@ def test_a_figure_above_the_limit_fails(tmp_path):
 def test_memory_that_was_given_back_counts_towards_the_peak():
     with PeakMemory() as peak:
         array = np.ones(32 * MIB, np.uint8)
+        # Where the kernel does not keep the peak, a thread has to look while the memory is there.
+        deadline = time.monotonic() + 5
+        while not peak.exact and peak.sampled < peak.before + 31 * MIB and time.monotonic() < deadline:
+            time.sleep(0.001)
         del array
     assert 31 * MIB < peak.nbytes < 48 * MIB
 
