@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 from pytreeckpt.checkpoint import Checkpoint, Select
@@ -15,7 +16,7 @@ from pytreeckpt.errors import CorruptionError, FormatVersionError, LimitError
 from pytreeckpt.expand import make_expand
 from pytreeckpt.flatten import flatten
 from pytreeckpt.limits import current_limits
-from pytreeckpt.pipeline import ReportProgress
+from pytreeckpt.pipeline import ReportProgress, default_threads, ordered_map
 from pytreeckpt.planning import SavePlan, plan_save, stream
 from pytreeckpt.reading import BytesSource
 from pytreeckpt.storage import LocalStorage
@@ -89,7 +90,8 @@ def save(
 
 def encode(tree: object, *, metadata: object = None, compression: Compression = "auto") -> bytes:
     """The bytes of the file that `save` would write."""
-    return b"".join(stream(_plan(tree, metadata, compression), compression))
+    encode_all = partial(ordered_map, threads=default_threads())
+    return b"".join(stream(_plan(tree, metadata, compression), compression, encode_all))
 
 
 def _plan(tree: object, metadata: object, compression: Compression) -> SavePlan:

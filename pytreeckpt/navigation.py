@@ -43,7 +43,8 @@ def _field(parent: Any, name: str) -> object:
         return parent[name]
     # Names of fields need not be those of attributes, nor the other way round.
     if isinstance(parent, tuple):
-        return parent[parent._fields.index(name)]  # type: ignore[attr-defined]  # else AttributeError, as it should be
+        names: tuple[str, ...] = getattr(parent, "_fields", ())
+        return parent[names.index(name)]
     own = getattr(parent, "__dict__", {})
     return own[name] if name in own else getattr(parent, name)
 

@@ -7,9 +7,11 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from operator import length_hint
 from typing import TypeVar
 
 from pytreeckpt.errors import PytreeckptError
+from pytreeckpt.scratch import release
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -47,9 +49,14 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, th
 
     The first error, in the order of the items, is raised; what had not begun by then is not done.
     """
-    if threads == 1:
-        for item in items:
-            yield function(item)
+    threads = min(threads, length_hint(items, threads))
+    if threads <= 1:
+        try:
+            for item in items:
+                yield function(item)
+        finally:
+            # This thread goes on to live, and need not keep what it worked with.
+            release()
         return
     process = os.getpid()
 

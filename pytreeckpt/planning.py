@@ -7,7 +7,7 @@ file in order. Neither opens a file, so a checkpoint in memory and one on disk a
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from typing import NamedTuple
@@ -24,6 +24,7 @@ from pytreeckpt.geometry import Box, Shape, grid, whole
 from pytreeckpt.index import ArrayEntry, Chunks, encode_index
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes
+from pytreeckpt.planes import cut_of
 from pytreeckpt.wire import (
     ALIGNMENT,
     FOOTER_NBYTES,
@@ -59,13 +60,30 @@ class ChunkTask(NamedTuple):
 
 
 class EncodedChunk(NamedTuple):
-    """A chunk as it is stored."""
+    """A chunk as it is stored, in pieces, with the zero bytes that follow it."""
 
-    payload: Buffer
+    pieces: Sequence[Buffer]
+    stored_nbytes: int
     raw_nbytes: int
     codec: int
     check: bytes
     digest: bytes
+
+
+class EncodedBatch(NamedTuple):
+    """Chunks that were encoded together: the bytes of them all, in pieces, and their rows of the chunk table but for
+    the offset: stored and raw length, codec.
+    """
+
+    pieces: Sequence[Buffer]
+    rows: Sequence[tuple[int, int, int]]
+    checks: bytes
+    digests: bytes
+
+    @property
+    def raw_nbytes(self) -> int:
+        """Bytes of the arrays in these chunks."""
+        return sum(raw_nbytes for _, raw_nbytes, _ in self.rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -174,44 +192,75 @@ def _cut(source: ArraySource, dtype_id: int) -> tuple[ArrayEntry, list[ChunkTask
     return ArrayEntry(dtype_id, source.shape, axes, cuts, tuple(counts)), tasks
 
 
+def batched(tasks: Sequence[ChunkTask]) -> Iterator[Sequence[ChunkTask]]:
+    """The tasks in batches of up to one chunk of full size: handing over a small one costs more than encoding it."""
+    begin = 0
+    nbytes = 0
+    for at, task in enumerate(tasks):
+        task_nbytes = (task.stop - task.start) * task.source.dtype.itemsize
+        if at > begin and nbytes + task_nbytes > CHUNK_NBYTES:
+            yield tasks[begin:at]
+            begin, nbytes = at, 0
+        nbytes += task_nbytes
+    if tasks:
+        yield tasks[begin:]
+
+
+def encode_batch(tasks: Sequence[ChunkTask], compression: Compression) -> EncodedBatch:
+    """Stage, compress and digest chunks. Safe to call from several threads, and deterministic."""
+    chunks = [encode_task(task, compression) for task in tasks]
+    pieces = [piece for chunk in chunks for piece in chunk.pieces]
+    return EncodedBatch(
+        # Many small pieces are as much work to write as large ones.
+        pieces if len(chunks) == 1 else [b"".join(pieces)],
+        [(chunk.stored_nbytes, chunk.raw_nbytes, chunk.codec) for chunk in chunks],
+        b"".join([chunk.check for chunk in chunks]),
+        b"".join([chunk.digest for chunk in chunks]),
+    )
+
+
 def encode_task(task: ChunkTask, compression: Compression) -> EncodedChunk:
-    """Stage, compress and digest one chunk. Safe to call from several threads, and deterministic."""
+    """Stage, compress and digest one chunk."""
+    dtype = task.source.dtype
     items = task.source.boxes[task.box](task.start, task.stop)
     raw = items.view(np.uint8).data
-    if raw.nbytes != (task.stop - task.start) * task.source.dtype.itemsize:
+    if raw.nbytes != (task.stop - task.start) * dtype.itemsize:
         raise ValueError(f"an ArraySource gave {raw.nbytes} bytes for its items {task.start} to {task.stop}")
-    codec, payload = encode_chunk(raw, task.source.dtype.itemsize, compression)
+    codec, pieces = encode_chunk(raw, dtype.itemsize, compression, cut_of(dtype))
+    stored_nbytes = sum(map(len, pieces))
     digest = xxh128(raw)
     # C-5: one hash is enough for a raw chunk.
-    check = digest[:8] if codec is codecs.RAW else xxh64(payload)
-    return EncodedChunk(payload, len(raw), codec.number, check, digest)
+    check = digest[:8] if codec is codecs.RAW else xxh64(*pieces)
+    if stored_nbytes % ALIGNMENT:
+        pieces = [*pieces, padding(stored_nbytes)]
+    return EncodedChunk(pieces, stored_nbytes, len(raw), codec.number, check, digest)
 
 
-EncodeAll = Callable[[Callable[[ChunkTask], EncodedChunk], Iterable[ChunkTask]], Iterable[EncodedChunk]]
-"""How tasks are encoded: `map`, or something that does the same in threads, in order."""
+EncodeAll = Callable[
+    [Callable[[Sequence[ChunkTask]], EncodedBatch], Iterable[Sequence[ChunkTask]]], Iterable[EncodedBatch]
+]
+"""How batches are encoded: `map`, or something that does the same in threads, in order."""
 
 
 def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map) -> Generator[Buffer, None, Written]:
     """The pieces of the file, in order. The generator's return value is a `Written`."""
     yield encode_preamble()
-    at = PREAMBLE_NBYTES
-    rows: list[tuple[int, int, int, int]] = []
+    rows: list[tuple[int, int, int]] = []
     checks: list[bytes] = []
     digests: list[bytes] = []
-    encoded = encode_all(lambda task: encode_task(task, compression), plan.tasks)
+    batches = list(batched(plan.tasks))
+    encoded = encode_all(lambda tasks: encode_batch(tasks, compression), batches)
     # Strict: a StopIteration from a source would end a `map` early, and with it the file.
-    for _, chunk in zip(plan.tasks, encoded, strict=True):
-        stored_nbytes = len(chunk.payload)
-        rows.append((at, stored_nbytes, chunk.raw_nbytes, chunk.codec))
-        checks.append(chunk.check)
-        digests.append(chunk.digest)
-        yield chunk.payload
-        if stored_nbytes % 64:
-            yield padding(stored_nbytes)
-        at = align(at + stored_nbytes)
-    table = np.array(rows, np.int64).reshape(-1, 4)
-    offsets, stored_sizes, raw_sizes, numbers = table.T
-    chunks = Chunks(offsets, stored_sizes, raw_sizes, numbers, b"".join(checks), b"".join(digests))
+    for _, batch in zip(batches, encoded, strict=True):
+        rows += batch.rows
+        checks.append(batch.checks)
+        digests.append(batch.digests)
+        yield from batch.pieces
+    stored_sizes, raw_sizes, numbers = np.array(rows, np.int64).reshape(-1, 3).T
+    ends = PREAMBLE_NBYTES + np.cumsum(-(-stored_sizes // ALIGNMENT) * ALIGNMENT)
+    offsets = np.concatenate([[PREAMBLE_NBYTES], ends])
+    at = int(offsets[-1])
+    chunks = Chunks(offsets[:-1], stored_sizes, raw_sizes, numbers, b"".join(checks), b"".join(digests))
     raw_index = encode_index(plan.nodes, plan.descriptors, plan.arrays, plan.inline, chunks)
     if len(raw_index) > plan.limits.index_nbytes:
         raise LimitError(

@@ -5,10 +5,11 @@ hit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Final
+from itertools import accumulate, pairwise
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -23,16 +24,25 @@ from pytreeckpt.paths import Path
 from pytreeckpt.pipeline import Progress, ReportProgress, default_threads, ordered_map
 from pytreeckpt.reading import (
     ChunkRead,
+    ChunkRow,
     RangedSource,
     allocate,
     as_logical,
     chunk_reads,
+    chunk_row,
+    chunk_rows,
+    decode_chunk,
     empty_stored,
+    flat_bytes,
     inline_array,
+    place_items,
     read_chunk,
-    read_into_region,
     whole_region,
 )
+from pytreeckpt.scratch import scratch
+
+# Chunks that follow each other in the file are read at once, up to this many bytes, stored and raw.
+_RUN_NBYTES: Final = 1 << 20
 
 
 class Paths:
@@ -56,6 +66,19 @@ class Paths:
         return self.by_array.get(array, [f"array {array}"])[0]
 
 
+class Job(NamedTuple):
+    """A chunk of an array to be read into `out`, or, without it, into memory of the thread's own. `put` is then called
+    with the raw bytes, in that thread.
+    """
+
+    array: int
+    number: int
+    row: ChunkRow
+    itemsize: int
+    out: memoryview | None = None
+    put: Callable[[memoryview], None] | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayReader:
     """What reading needs: the bytes, the index, and the paths for errors."""
@@ -68,45 +91,41 @@ class ArrayReader:
         self,
         wanted: Sequence[int],
         *,
+        into: Mapping[int, AnyArray] | None = None,
         verify: bool = True,
         progress: ReportProgress | None = None,
         threads: int | None = None,
     ) -> dict[int, AnyArray]:
-        """The arrays with these numbers, each a fresh array in its saved memory order."""
+        """The arrays with these numbers: those of `into`, filled (of the same shape and dtype, in any memory order),
+        and fresh ones for the others, in their saved memory order.
+        """
         self._check_nbytes(sum(map(self.index.nbytes, wanted)))
-        stored: dict[int, AnyArray] = {}
-        jobs: list[tuple[int, ChunkRead, Box]] = []
+        arrays: dict[int, AnyArray] = {}
+        jobs: list[Job] = []
         for array in wanted:
-            if self.index.arrays[array].chunk_counts:
-                stored[array] = empty_stored(self.index, array)
-                region = whole_region(self.index, array)
-                jobs += [(array, chunk, region) for chunk in chunk_reads(self.index, array)]
+            entry = self.index.arrays[array]
+            given = into.get(array) if into else None
+            if entry.chunk_counts:
+                logical = as_logical(empty_stored(self.index, array), entry) if given is None else given
+                stored = logical if entry.axes is None else logical.transpose(entry.axes)
+                jobs += self._whole_jobs(array, stored)
+            elif given is None:
+                logical = as_logical(inline_array(self.index, array), entry)
             else:
-                stored[array] = inline_array(self.index, array)
-
-        def read_one(job: tuple[int, ChunkRead, Box]) -> None:
-            array, chunk, region = job
-            with_location(
-                self,
-                array,
-                chunk.row,
-                lambda: read_into_region(
-                    self.source, self.index, chunk, region=region, out=stored[array], verify=verify
-                ),
-            )
-
-        total = sum(int(self.index.chunks.raw[chunk.row]) for _, chunk, _ in jobs)
+                logical = given
+                copy_items(logical, as_logical(inline_array(self.index, array), entry))
+            arrays[array] = logical
+        total = sum(job.row.raw for job in jobs)
         done = 0
-        n_threads = default_threads() if threads is None else threads
-        for (_, chunk, _), _ in zip(
-            jobs, ordered_map(read_one, jobs, threads=min(n_threads, max(len(jobs), 1))), strict=True
-        ):
-            done += int(self.index.chunks.raw[chunk.row])
+        for run, errors in self.read(jobs, verify=verify, threads=threads):
+            for error in errors:
+                raise error
+            done += sum(job.row.raw for job in run)
             if progress is not None and done < total:
                 progress(Progress(done, total))
         if progress is not None:
             progress(Progress(total, total))
-        return {array: as_logical(values, self.index.arrays[array]) for array, values in stored.items()}
+        return arrays
 
     @staticmethod
     def _check_nbytes(total: int) -> None:
@@ -116,6 +135,87 @@ class ArrayReader:
                 "raise it with pytreeckpt.limits(arrays_nbytes=…), or read a part with select= or a slice"
             )
 
+    def _whole_jobs(self, array: int, stored: AnyArray) -> Iterable[Job]:
+        """What there is to read for a whole array, which is to go to `stored`, in stored order."""
+        entry = self.index.arrays[array]
+        itemsize = stored.itemsize
+        if entry.cuts is not None or not stored.flags.c_contiguous:
+            return self._region_jobs(array, chunk_reads(self.index, array), whole_region(self.index, array), stored)
+        # The items of each chunk are one run of its memory: no second copy.
+        memory = flat_bytes(stored)
+        first = self.index.first_chunk[array]
+        rows = chunk_rows(self.index, first, first + entry.chunk_counts[0])
+        ends = accumulate((row.raw for row in rows), initial=0)
+        return [
+            Job(array, number, row, itemsize, memory[start:stop])
+            for number, row, (start, stop) in zip(range(first, first + len(rows)), rows, pairwise(ends), strict=True)
+        ]
+
+    def _region_jobs(self, array: int, reads: Sequence[ChunkRead], region: Box, out: AnyArray) -> Iterator[Job]:
+        for read in reads:
+            row = chunk_row(self.index, read.row)
+            if out.flags.c_contiguous and read.box == region:
+                memory = flat_bytes(out)[read.start * out.itemsize : read.stop * out.itemsize]
+                yield Job(array, read.row, row, out.itemsize, memory)
+            else:
+                yield Job(array, read.row, row, out.itemsize, put=_placer(read, region, out))
+
+    def jobs(self, array: int) -> list[Job]:
+        """What there is to read for an array that goes nowhere."""
+        entry = self.index.arrays[array]
+        first = self.index.first_chunk[array]
+        rows = chunk_rows(self.index, first, first + sum(entry.chunk_counts))
+        itemsize = self.index.dtypes[entry.dtype].itemsize
+        return [Job(array, number, row, itemsize) for number, row in enumerate(rows, first)]
+
+    def read(
+        self, jobs: Sequence[Job], *, verify: bool = True, threads: int | None = None, advice: str | None = None
+    ) -> Iterator[tuple[Sequence[Job], Sequence[CorruptionError]]]:
+        """Do the jobs, in threads; after each run of them, in their order, what was wrong with it."""
+        advice = _ADVICE if advice is None else advice
+        runs = list(_runs(jobs))
+        n_threads = default_threads() if threads is None else threads
+        errors = ordered_map(lambda run: self._read_run(run, verify=verify, advice=advice), runs, threads=n_threads)
+        return zip(runs, errors, strict=True)
+
+    def _read_run(self, run: Sequence[Job], *, verify: bool, advice: str) -> list[CorruptionError]:
+        begin = run[0].row.offset
+        stored: memoryview | None = None
+        if len(run) > 1:
+            stored = scratch("run", run[-1].row.end - begin).data
+            try:
+                self.source.read_into(begin, [stored])
+            except CorruptionError as error:
+                return [self._located(error, run[0], advice)]
+        errors: list[CorruptionError] = []
+        for job in run:
+            row = job.row
+            out = scratch("raw", row.raw).data if job.out is None else job.out
+            try:
+                if stored is None:
+                    read_chunk(self.source, row, job.itemsize, out, verify=verify)
+                else:
+                    part = stored[row.offset - begin : row.end - begin]
+                    decode_chunk(row, part, job.itemsize, out, verify=verify)
+                if job.put is not None:
+                    job.put(out)
+            except CorruptionError as error:
+                errors.append(self._located(error, job, advice))
+        return errors
+
+    def _located(self, error: CorruptionError, job: Job, advice: str) -> CorruptionError:
+        """The error with the leaf and chunk that it hit, and what to do."""
+        leaf = self.paths.first(job.array)
+        chunk = job.number - self.index.first_chunk[job.array]
+        offset, stored_nbytes = job.row.offset, job.row.stored
+        return CorruptionError(
+            f"leaf {leaf or 'at the root'}, chunk {chunk} (offset {offset}, {stored_nbytes} bytes): {error}{advice}",
+            rule=error.rule,
+            leaf=leaf,
+            chunk=chunk,
+            offset=offset,
+        )
+
     def region(self, array: int, region: Box) -> AnyArray:
         """A region of an array in stored order; reads only the chunks that it touches."""
         entry = self.index.arrays[array]
@@ -124,20 +224,11 @@ class ArrayReader:
         if not entry.chunk_counts:
             # Not `copy`, which gives strings of no characters one.
             copy_items(out, inline_array(self.index, array)[region.selection])
-        if not entry.chunk_counts or out.size == 0:
-            return out
-
-        def read_one(chunk: ChunkRead) -> None:
-            with_location(
-                self,
-                array,
-                chunk.row,
-                lambda: read_into_region(self.source, self.index, chunk, region=region, out=out, verify=True),
-            )
-
-        jobs = chunk_reads(self.index, array, region)
-        for _ in ordered_map(read_one, jobs, threads=min(default_threads(), len(jobs))):
-            pass
+        elif out.size:
+            reads = chunk_reads(self.index, array, region)
+            for _, errors in self.read(list(self._region_jobs(array, reads, region, out))):
+                for error in errors:
+                    raise error
         return out
 
     def mapped(self, memory: memoryview, wanted: Sequence[int], *, verify: bool) -> dict[int, AnyArray]:
@@ -169,60 +260,36 @@ class ArrayReader:
         return arrays
 
     def damage(self, wanted: Sequence[int], *, progress: ReportProgress | None = None) -> Iterator[CorruptionError]:
-        """Read and check every chunk of these arrays into scratch memory; the errors that reading them would raise."""
-        # A chunk may stand in the table many times (C-6), and is read once.
-        by_offset = {
-            int(self.index.chunks.offset[chunk.row]): (array, chunk)
-            for array in reversed(wanted)
-            if self.index.arrays[array].chunk_counts
-            for chunk in reversed(chunk_reads(self.index, array))
-        }
-        jobs = list(reversed(by_offset.values()))
-
-        def check_one(job: tuple[int, ChunkRead]) -> CorruptionError | None:
-            array, chunk = job
-            itemsize = self.index.dtypes[self.index.arrays[array].dtype].itemsize
-            out = memoryview(bytearray(int(self.index.chunks.raw[chunk.row])))
-            try:
-                with_location(
-                    self,
-                    array,
-                    chunk.row,
-                    lambda: read_chunk(self.source, self.index, chunk.row, itemsize, out),
-                    advice="",
-                )
-            except CorruptionError as error:
-                return error
-            return None
-
-        total = sum(int(self.index.chunks.raw[chunk.row]) for _, chunk in jobs)
+        """Read and check every chunk of these arrays; the errors that reading them would raise."""
+        # A chunk may stand in the table many times (C-6), and is read once, for the first leaf that has it.
+        by_offset = {job.row.offset: job for array in reversed(wanted) for job in reversed(self.jobs(array))}
+        jobs = [by_offset[offset] for offset in sorted(by_offset)]
+        total = sum(job.row.raw for job in jobs)
         done = 0
-        results = ordered_map(check_one, jobs, threads=min(default_threads(), max(len(jobs), 1)))
-        for (_, chunk), error in zip(jobs, results, strict=True):
-            done += int(self.index.chunks.raw[chunk.row])
+        for run, errors in self.read(jobs, advice=""):
+            done += sum(job.row.raw for job in run)
             if progress is not None:
                 progress(Progress(done, total))
-            if error is not None:
-                yield error
+            yield from errors
+
+
+def _placer(read: ChunkRead, region: Box, out: AnyArray) -> Callable[[memoryview], None]:
+    return lambda raw: place_items(read, np.frombuffer(raw, np.uint8).view(out.dtype), region, out)
+
+
+def _runs(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    """The jobs, those together whose chunks follow each other in the file."""
+    begin = 0
+    raw_nbytes = 0
+    for at, job in enumerate(jobs):
+        row = job.row
+        apart = row.offset != jobs[at - 1].row.end or row.end - jobs[begin].row.offset > _RUN_NBYTES
+        if at > begin and (apart or raw_nbytes + row.raw > _RUN_NBYTES):
+            yield jobs[begin:at]
+            begin, raw_nbytes = at, 0
+        raw_nbytes += row.raw
+    if jobs:
+        yield jobs[begin:]
 
 
 _ADVICE: Final = ". `pytreeckpt verify` lists all damaged leaves; restore(select=…) reads the others"
-
-
-def with_location(reader: ArrayReader, array: int, row: int, do: Callable[[], None], *, advice: str = _ADVICE) -> None:
-    """Do it, and let a `CorruptionError` say which leaf and chunk it hit, and what to do."""
-    try:
-        do()
-    except CorruptionError as error:
-        if error.leaf is not None:
-            raise
-        leaf = reader.paths.first(array)
-        chunk = row - reader.index.first_chunk[array]
-        offset, stored_nbytes = int(reader.index.chunks.offset[row]), int(reader.index.chunks.stored[row])
-        raise CorruptionError(
-            f"leaf {leaf or 'at the root'}, chunk {chunk} (offset {offset}, {stored_nbytes} bytes): {error}{advice}",
-            rule=error.rule,
-            leaf=leaf,
-            chunk=chunk,
-            offset=offset,
-        ) from None

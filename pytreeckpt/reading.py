@@ -21,9 +21,11 @@ from pytreeckpt.geometry import Box, covering_ranges, runs, whole
 from pytreeckpt.index import ArrayEntry, Index
 from pytreeckpt.index_decoding import decode_index
 from pytreeckpt.limits import Limits
+from pytreeckpt.scratch import scratch
 from pytreeckpt.wire import (
     FOOTER_NBYTES,
     PREAMBLE_NBYTES,
+    Buffer,
     Footer,
     align,
     check_preamble,
@@ -107,27 +109,78 @@ def read_index(source: RangedSource, footer: Footer, limits: Limits) -> Index:
         raise LimitError(f"an index of {footer.index_raw_nbytes} bytes needs more memory than there is") from None
 
 
-def read_chunk(
-    source: RangedSource, index: Index, row: int, itemsize: int, out: memoryview, *, verify: bool = True
-) -> None:
+@dataclass(frozen=True, slots=True)
+class ChunkRow:
+    """A row of the chunk table. Offset and lengths in bytes."""
+
+    offset: int
+    stored: int
+    raw: int
+    codec: int
+    check: bytes
+    digest: bytes
+
+    @property
+    def end(self) -> int:
+        """Where the zero bytes after the chunk end."""
+        return self.offset + align(self.stored)
+
+
+def chunk_row(index: Index, row: int) -> ChunkRow:
+    """One row of the chunk table."""
+    return chunk_rows(index, row, row + 1)[0]
+
+
+def chunk_rows(index: Index, start: int, stop: int) -> list[ChunkRow]:
+    """Rows `start` to `stop` of the chunk table."""
+    chunks = index.chunks
+    columns = (chunks.offset, chunks.stored, chunks.raw, chunks.codec)
+    numbers = (column[start:stop].tolist() for column in columns)
+    checks = (chunks.check[at : at + 8] for at in range(8 * start, 8 * stop, 8))
+    digests = (chunks.digest[at : at + 16] for at in range(16 * start, 16 * stop, 16))
+    return list(map(ChunkRow, *numbers, checks, digests))
+
+
+def read_chunk(source: RangedSource, row: ChunkRow, itemsize: int, out: memoryview, *, verify: bool = True) -> None:
     """Read, check and decode one chunk into `out`, which has exactly its raw length (C-7 to C-10).
 
     Without `verify` neither check nor digest is computed; what decoding itself finds is still an error.
     """
-    chunks = index.chunks
-    offset, stored_nbytes = int(chunks.offset[row]), int(chunks.stored[row])
-    codec = CODECS[int(chunks.codec[row])]
-    gap = bytearray(align(stored_nbytes) - stored_nbytes)
-    stored = out if codec is RAW else memoryview(bytearray(stored_nbytes))
-    source.read_into(offset, [stored, memoryview(gap)] if gap else [stored])
+    gap = row.end - row.offset - row.stored
+    if row.codec == RAW.number and gap:
+        # Into its place at once.
+        tail = memoryview(bytearray(gap))
+        source.read_into(row.offset, [out, tail])
+        check_chunk(row, out, tail, verify=verify)
+    elif row.codec == RAW.number:
+        source.read_into(row.offset, [out])
+        check_chunk(row, out, b"", verify=verify)
+    else:
+        stored = scratch("stored", row.end - row.offset).data
+        source.read_into(row.offset, [stored])
+        decode_chunk(row, stored, itemsize, out, verify=verify)
+
+
+def decode_chunk(row: ChunkRow, stored: memoryview, itemsize: int, out: memoryview, *, verify: bool = True) -> None:
+    """As `read_chunk`, from the stored bytes and the zero bytes after them."""
+    payload = stored[: row.stored]
+    check_chunk(row, payload, stored[row.stored :], verify=verify)
+    CODECS[row.codec].decode(payload, out, itemsize)
+    if verify and row.codec != RAW.number and xxh128(out) != row.digest:
+        raise CorruptionError("digest mismatch", rule="C-10")
+
+
+def check_chunk(row: ChunkRow, payload: memoryview, gap: Buffer, *, verify: bool = True) -> None:
+    """Check the stored bytes of a chunk, and for a raw one with them the raw bytes (C-7, C-8)."""
     if any(gap):
         raise CorruptionError("the bytes after the chunk are not zero", rule="C-7")
-    if codec is not RAW:
-        if verify and xxh64(stored) != chunks.check[8 * row : 8 * row + 8]:
-            raise CorruptionError("the stored bytes are damaged: their check does not match", rule="C-8")
-        codec.decode(stored, out, itemsize)
-    if verify and xxh128(out) != chunks.digest[16 * row : 16 * row + 16]:
-        raise CorruptionError("digest mismatch", rule="C-8" if codec is RAW else "C-10")
+    if not verify:
+        return
+    if row.codec == RAW.number:
+        if xxh128(payload) != row.digest:
+            raise CorruptionError("digest mismatch", rule="C-8")
+    elif xxh64(payload) != row.check:
+        raise CorruptionError("the stored bytes are damaged: their check does not match", rule="C-8")
 
 
 def empty_stored(index: Index, array: int) -> AnyArray:
@@ -224,22 +277,8 @@ def _places(box: Box, common: Box, ends: list[int]) -> list[int]:
     return sorted(places)
 
 
-def read_into_region(
-    source: RangedSource, index: Index, read_: ChunkRead, *, region: Box, out: AnyArray, verify: bool
-) -> None:
-    """Read one chunk and put what of it lies in `region` into `out`, which is that region of the array in stored
-    order.
-    """
-    itemsize = out.itemsize
-    n_items = read_.stop - read_.start
-    if out.flags.c_contiguous and read_.box == region:
-        # The items of this chunk are one run of the memory of `out`: no second copy.
-        view = flat_bytes(out)[read_.start * itemsize : read_.stop * itemsize]
-        read_chunk(source, index, read_.row, itemsize, view, verify=verify)
-        return
-    buffer = bytearray(n_items * itemsize)
-    read_chunk(source, index, read_.row, itemsize, memoryview(buffer), verify=verify)
-    items = np.frombuffer(buffer, np.uint8).view(out.dtype)
+def place_items(read_: ChunkRead, items: AnyArray, region: Box, out: AnyArray) -> None:
+    """Put those items of a chunk that lie in `region` into `out`, which is that region of the array in stored order."""
     for run in runs(read_.box.shape, read_.start, read_.stop):
         part = Box(tuple(map(sum, zip(run.box.offset, read_.box.offset, strict=True))), run.box.shape)
         common = part.intersect(region)

@@ -54,8 +54,9 @@ class Storage(Protocol):
         ...
 
 
-# Small pieces are collected into writes of at least this many bytes.
+# Pieces are collected into writes of at least this many bytes, or of as many pieces as POSIX has every system take.
 _WRITE_NBYTES = 1 << 20
+_WRITE_PIECES = 16
 
 
 class Descriptor:
@@ -96,30 +97,37 @@ class Descriptor:
 
 @dataclass(slots=True)
 class _Stage:
-    """A file that is being created: its descriptor, the small pieces not yet written, and the process that writes
-    it.
-    """
+    """A file that is being created: its descriptor, the pieces not yet written, and the process that writes it."""
 
     descriptor: Descriptor = field(default_factory=Descriptor)
-    pending: bytearray = field(default_factory=bytearray)
+    pending: list[memoryview] = field(default_factory=list)
+    pending_nbytes: int = 0
     pid: int = field(default_factory=os.getpid)
 
     def write(self, data: memoryview) -> None:
-        if len(self.pending) + len(data) < _WRITE_NBYTES:
-            self.pending += data
+        if not data:
             return
-        self.flush()
-        self.write_now(data)
+        self.pending.append(data)
+        self.pending_nbytes += len(data)
+        if self.pending_nbytes >= _WRITE_NBYTES or len(self.pending) == _WRITE_PIECES:
+            self.flush()
 
     def flush(self) -> None:
-        if self.pending:
-            pending, self.pending = self.pending, bytearray()
-            self.write_now(memoryview(pending))
-
-    def write_now(self, data: memoryview) -> None:
+        pending, self.pending, self.pending_nbytes = self.pending, [], 0
         # A write may be short, for example when a signal comes.
-        while data:
-            data = data[os.write(self.descriptor.number, data) :]
+        while pending:
+            drop(pending, os.writev(self.descriptor.number, pending))
+
+
+def drop(buffers: list[memoryview], nbytes: int) -> None:
+    """Take the first `nbytes` bytes from a list of buffers."""
+    whole = 0
+    while whole < len(buffers) and nbytes >= len(buffers[whole]):
+        nbytes -= len(buffers[whole])
+        whole += 1
+    del buffers[:whole]
+    if nbytes:
+        buffers[0] = buffers[0][nbytes:]
 
 
 class LocalStorage:
@@ -263,13 +271,7 @@ class LocalFile:
             if not count:
                 raise CorruptionError(f"{self.path} was cut to {offset} bytes while it was read", rule="F-7")
             offset += count
-            while count:
-                first = pending[0]
-                if count < len(first):
-                    pending[0] = first[count:]
-                    break
-                count -= len(first)
-                pending.pop(0)
+            drop(pending, count)
 
     def map(self) -> mmap.mmap:
         """The file as memory, copied on write, so that changing an array does not change the file."""

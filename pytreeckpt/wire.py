@@ -35,9 +35,14 @@ def padding(nbytes: int) -> bytes:
     return bytes(align(nbytes) - nbytes)
 
 
-def xxh64(buffer: Buffer) -> bytes:
-    """XXH3-64 in canonical form: detects accidents, not attacks."""
-    return xxhash.xxh3_64_digest(buffer)
+def xxh64(*buffers: Buffer) -> bytes:
+    """XXH3-64 in canonical form of the buffers, one after the other: detects accidents, not attacks."""
+    if len(buffers) == 1:
+        return xxhash.xxh3_64_digest(buffers[0])
+    state = xxhash.xxh3_64()
+    for buffer in buffers:
+        state.update(buffer)
+    return state.digest()
 
 
 def xxh128(buffer: Buffer) -> bytes:

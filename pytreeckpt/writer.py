@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import cast
 
 from pytreeckpt.codecs import Compression
 from pytreeckpt.commit import Durability, IfExists, LinkFile, Operation, RenameFile, Target, commit
 from pytreeckpt.errors import CheckpointExistsError, NotDurableError, PytreeckptError
 from pytreeckpt.pipeline import Progress, ReportProgress, default_threads, ordered_map
-from pytreeckpt.planning import ChunkTask, EncodedChunk, SavePlan, Written, stream
+from pytreeckpt.planning import ChunkTask, EncodedBatch, SavePlan, Written, stream
 from pytreeckpt.storage import Storage, storage_error, with_errno
 
 
@@ -33,12 +33,12 @@ def write_checkpoint(
     total = plan.raw_nbytes
 
     def encode_all(
-        function: Callable[[ChunkTask], EncodedChunk], tasks: Iterable[ChunkTask]
-    ) -> Generator[EncodedChunk, None, None]:
+        function: Callable[[Sequence[ChunkTask]], EncodedBatch], batches: Iterable[Sequence[ChunkTask]]
+    ) -> Generator[EncodedBatch, None, None]:
         nonlocal done
-        for chunk in ordered_map(function, tasks, threads=n_threads):
-            yield chunk
-            done += chunk.raw_nbytes
+        for batch in ordered_map(function, batches, threads=n_threads):
+            yield batch
+            done += batch.raw_nbytes
             if progress is not None and done < total:
                 progress(Progress(done, total))
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import sys
+import threading
+from collections.abc import Mapping
+from typing import Final
 
 from pytreeckpt.errors import CorruptionError
 
@@ -18,18 +21,56 @@ _MIN_FRAME_NBYTES = 9
 
 Buffer = bytes | bytearray | memoryview
 
+# Entropy coding alone. With a large target length, the fast strategy skips ahead and finds next to no matches; what it
+# skips is then Huffman-coded, because ZSTD_c_literalCompressionMode (1002, which the bindings do not name) is
+# ZSTD_ps_enable.
+LITERALS: Final = 0
+_Parameter = _zstd.CompressionParameter
+_LITERALS_OPTIONS: Final[Mapping[int, int]] = {
+    _Parameter.compression_level: 1,
+    _Parameter.strategy: _zstd.Strategy.fast,
+    _Parameter.target_length: 1 << 17,
+    _Parameter.min_match: 7,
+    1002: 1,
+}
+
+
+class _Compressors(threading.local):
+    """A thread's compressors, because making one costs more than a small frame does."""
+
+    def __init__(self) -> None:
+        self.by_options: dict[tuple[int, bool], _zstd.ZstdCompressor] = {}
+
+
+_compressors = _Compressors()
+
 
 def compress(raw: Buffer, level: int) -> bytes:
-    """One frame of `raw` that declares its content size and needs a window of at most 8 MiB."""
-    options: dict[int, int] = {
-        _zstd.CompressionParameter.compression_level: level,
-        _zstd.CompressionParameter.content_size_flag: 1,
-    }
-    if len(raw) > 1 << _MAX_WINDOW_LOG:
-        options[_zstd.CompressionParameter.window_log] = _MAX_WINDOW_LOG
-    compressor = _zstd.ZstdCompressor(options=options)
+    """One frame of `raw` that declares its content size and needs a window of at most 8 MiB.
+
+    `level`: 1 to 22, or `LITERALS` for Huffman coding without matches, three times as fast as level 1.
+    """
+    key = (level, len(raw) > 1 << _MAX_WINDOW_LOG)
+    # Taken out while it is at work, so that what an error leaves behind is not used again.
+    compressor = _compressors.by_options.pop(key, None) or _new_compressor(*key)
     compressor.set_pledged_input_size(len(raw))
-    return compressor.compress(raw, compressor.FLUSH_FRAME)
+    frame = compressor.compress(raw, compressor.FLUSH_FRAME)
+    _compressors.by_options[key] = compressor
+    return frame
+
+
+def _new_compressor(level: int, capped: bool) -> _zstd.ZstdCompressor:  # noqa: FBT001 - the fields of a key
+    options = dict(_LITERALS_OPTIONS) if level == LITERALS else {int(_Parameter.compression_level): level}
+    options[_Parameter.content_size_flag] = 1
+    if capped:
+        options[_Parameter.window_log] = _MAX_WINDOW_LOG
+    try:
+        return _zstd.ZstdCompressor(options=options)
+    except (ValueError, _zstd.ZstdError):
+        if level != LITERALS:
+            raise
+        # A zstd without its experimental parameters: slower, and as exact.
+        return _new_compressor(1, capped)
 
 
 def decompress(stored: Buffer, raw_nbytes: int) -> bytes:

@@ -33,7 +33,8 @@ def chunks(draw):
 @given(chunks(), LEVELS)
 def test_decoding_an_encoded_chunk_gives_the_same_bytes(chunk, compression):
     raw, itemsize = chunk
-    codec, stored = encode_chunk(memoryview(raw), itemsize, compression)
+    codec, pieces = encode_chunk(memoryview(raw), itemsize, compression)
+    stored = b"".join(pieces)
     out = bytearray(len(raw))
     codec.decode(memoryview(stored), memoryview(out), itemsize)
     assert bytes(out) == raw
@@ -45,9 +46,9 @@ def test_decoding_an_encoded_chunk_gives_the_same_bytes(chunk, compression):
 @given(chunks(), LEVELS)
 def test_encoding_is_a_function_of_its_arguments(chunk, compression):
     raw, itemsize = chunk
-    (first, stored), (again, same) = (encode_chunk(memoryview(raw), itemsize, compression) for _ in range(2))
+    (first, pieces), (again, same) = (encode_chunk(memoryview(raw), itemsize, compression) for _ in range(2))
     assert first is again
-    assert bytes(stored) == bytes(same)
+    assert b"".join(pieces) == b"".join(same)
 
 
 @given(chunks(), st.sampled_from(list(CODECS.values())), st.binary(max_size=50))
@@ -56,7 +57,7 @@ def test_decoding_arbitrary_bytes_fills_the_output_or_is_corrupt(chunk, codec, s
     try:
         codec.decode(memoryview(stored), memoryview(bytearray(len(raw))), itemsize)
     except ptc.CorruptionError as error:
-        assert error.rule == "C-9" or error.rule.startswith("Z-")
+        assert error.rule == "C-9" or error.rule.startswith(("P-", "Z-"))
 
 
 @given(chunks())

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import pytreeckpt as ptc
 from pytreeckpt import planning
+from pytreeckpt import reader as reader_module
 from tests import strategies as some
 from tests.exact import assert_same, item_bytes
 from tests.forge import ARRAY, ArrayRow, Tree, file_of, take_frame, zstd_frame
@@ -163,6 +164,7 @@ def test_arrays_that_come_back_are_new_writable_and_in_their_memory_order(array)
 def test_progress_rises_and_ends_where_it_should(tmp_path, monkeypatch, threads):
     monkeypatch.setenv("PYTREECKPT_THREADS", threads)
     monkeypatch.setattr(planning, "CHUNK_NBYTES", 1000)
+    monkeypatch.setattr(reader_module, "_RUN_NBYTES", 1000)
     path = tmp_path / "x.ptck"
     tree = {"a": np.random.default_rng(0).bytes(10), "b": np.arange(5000.0), "c": np.zeros((100, 30)), "d": 1}
     for call in (

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 import pytreeckpt as ptc
 from pytreeckpt import planning
+from pytreeckpt import reader as reader_module
 from pytreeckpt.selection import bounding_box
 from tests import strategies as some
 from tests.exact import item_bytes, same_dtype
@@ -20,6 +21,7 @@ SHAPES = st.lists(st.sampled_from([0, 1, 2, 3, 5, 8]), max_size=4).map(tuple)
 @pytest.fixture(autouse=True)
 def _small_chunks(monkeypatch):
     monkeypatch.setattr(planning, "CHUNK_NBYTES", 24)
+    monkeypatch.setattr(reader_module, "_RUN_NBYTES", 0)
     monkeypatch.setattr(planning, "INLINE_NBYTES", 8)
 
 

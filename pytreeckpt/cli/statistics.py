@@ -7,18 +7,18 @@ Partial results are merged as in Chan, Golub, LeVeque, "Algorithms for computing
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any
 
 import numpy as np
 
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.dtypes import AnyDType
-from pytreeckpt.pipeline import Progress, ReportProgress, default_threads, ordered_map
-from pytreeckpt.reader import ArrayReader, with_location
-from pytreeckpt.reading import ChunkRead, chunk_reads, inline_array, read_chunk
+from pytreeckpt.pipeline import Progress, ReportProgress
+from pytreeckpt.reader import ArrayReader
+from pytreeckpt.reading import inline_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,28 +135,25 @@ def of_arrays(
     index = reader.index
     numeric = [array for array in wanted if is_numeric(index.dtypes[index.arrays[array].dtype])]
     found = {array: of_values(inline_array(index, array)) for array in numeric if not index.arrays[array].chunk_counts}
-    jobs = [(array, chunk) for array in numeric if array not in found for chunk in chunk_reads(index, array)]
-    total = sum(int(index.chunks.raw[chunk.row]) for _, chunk in jobs)
+    parts: dict[int, Statistics] = {}
+    jobs = [
+        job._replace(put=partial(_put, parts, job.number, index.dtypes[index.arrays[array].dtype]))
+        for array in numeric
+        if array not in found
+        for job in reader.jobs(array)
+    ]
+    total = sum(job.row.raw for job in jobs)
     done = 0
-    for (array, chunk), part in zip(jobs, _parts(reader, jobs), strict=True):
-        found[array] = merge(found.get(array, Statistics()), part)
-        done += int(index.chunks.raw[chunk.row])
+    for run, errors in reader.read(jobs):
+        for error in errors:
+            raise error
+        for job in run:
+            found[job.array] = merge(found.get(job.array, Statistics()), parts.pop(job.number))
+            done += job.row.raw
         if progress is not None:
             progress(Progress(done, total))
     return found
 
 
-def _parts(reader: ArrayReader, jobs: Sequence[tuple[int, ChunkRead]]) -> Iterator[Statistics]:
-    index = reader.index
-
-    def one(job: tuple[int, ChunkRead]) -> Statistics:
-        array, chunk = job
-        dtype = index.dtypes[index.arrays[array].dtype]
-        raw = bytearray(int(index.chunks.raw[chunk.row]))
-        out = memoryview(raw)
-        with_location(
-            reader, array, chunk.row, lambda: read_chunk(reader.source, index, chunk.row, dtype.itemsize, out)
-        )
-        return of_values(np.frombuffer(raw, np.uint8).view(dtype))
-
-    return ordered_map(one, jobs, threads=min(default_threads(), max(len(jobs), 1)))
+def _put(parts: dict[int, Statistics], number: int, dtype: AnyDType, raw: memoryview) -> None:
+    parts[number] = of_values(np.frombuffer(raw, np.uint8).view(dtype))

@@ -12,6 +12,7 @@ from spec.corpus.frames import RESERVED, block, blocks_of, skippable_frame, zstd
 from spec.corpus.parts import (
     FILL,
     MAGIC,
+    PLANES,
     RAW,
     ZSTD,
     Chunk,
@@ -25,6 +26,7 @@ from spec.corpus.parts import (
     of_nodes,
     pack_index,
 )
+from spec.corpus.planes import Plane, cut, join, plane_of, planes_chunk
 
 __all__ = ["future_vectors", "invalid_vectors"]
 
@@ -38,6 +40,7 @@ def invalid_vectors() -> Iterator[Broken]:
     """All that is damaged or was never right."""
     for rules in (frame_rules, index_rules, node_rules, key_rules, type_rules, dtype_rules, array_rules, chunk_rules):
         yield from rules()
+    yield from planes_rules()
     yield from zstd_rules()
 
 
@@ -51,7 +54,7 @@ def future_vectors() -> Iterator[Broken]:
     yield "F-3", "feature-data-files", changed(blank(), {"preamble/16": 1})
     yield "F-3", "feature-63", changed(blank(), {"preamble/23": 0x80})
     yield "F-3", "features-all", changed(blank(), {f"preamble/{at}": 0xFF for at in range(16, 24)})
-    for codec in (3, 4, 255):
+    for codec in (4, 5, 255):
         yield "C-2", f"codec-{codec}", changed(raw_chunks(100), {"chunks/codec/0": codec})
 
 
@@ -880,6 +883,11 @@ def of_chunks(dtype: Any, itemsize: int, *chunks: Chunk) -> File:
 RUN = bytes(300)
 ZSTD_CHUNK = Chunk(zstd_frame(RUN), RUN, ZSTD)
 FILL_CHUNK = Chunk(b"\7", b"\7" * 100, FILL)
+# 101 words of two bytes: 0x3f above 1 to 101. Seven zero bytes follow the first plane and three the second.
+LOWER = bytes(range(1, 102))
+WORDS = b"".join(bytes([byte, 0x3F]) for byte in LOWER)
+PLANES_CHUNK = planes_chunk(WORDS, 2, 0, (1, FILL), (1, RAW))
+UPPER_PLANE = Plane(1, FILL, b"\x3f")
 
 
 def chunk_rules() -> Iterator[Broken]:
@@ -925,6 +933,10 @@ def chunk_rules() -> Iterator[Broken]:
     for name, length in [("zstd-as-long", 0), ("zstd-longer", 1)]:
         content = uncompressed(length)
         yield "C-4", name, of_chunks("uint8", 1, Chunk(zstd_frame(content), content, ZSTD)).encode()
+    yield "C-4", "planes-of-nothing", changed(of_words(PLANES_CHUNK.stored), {"chunks/stored/0": 0})
+    for name, n_words in [("planes-as-long", 32), ("planes-longer", 31)]:
+        planes = join(2, 0, UPPER_PLANE, plane_of(LOWER[:n_words], 1, RAW))
+        yield "C-4", name, of_words(planes, WORDS[: 2 * n_words]).encode()
     yield "C-5", "check", changed(raw_chunks(100), {"chunks/check/0": bytes(8)})
     yield "C-5", "check-of-the-stored-bytes", changed(raw_chunks(100), {"chunks/check/0": check_of(bytes(range(100)))})
     yield (
@@ -933,23 +945,25 @@ def chunk_rules() -> Iterator[Broken]:
         changed(raw_chunks(100), {"chunks/check/0": digest_of(bytes(range(100)))[8:]}),
     )
     yield from range_rules()
-    for name, chunk in {"raw": Chunk(RUN, RUN), "fill": FILL_CHUNK, "zstd": ZSTD_CHUNK}.items():
-        file = of_chunks("uint8", 1, chunk)
-        end = len(chunk.stored)
+    files = {name: of_chunks("uint8", 1, chunk) for name, chunk in [("fill", FILL_CHUNK), ("zstd", ZSTD_CHUNK)]}
+    files["planes"] = of_words(PLANES_CHUNK.stored)
+    for name, file in ({"raw": of_chunks("uint8", 1, Chunk(RUN, RUN))} | files).items():
+        (end,) = file.index["chunks"]["stored"]
         yield "C-7", f"{name}-first-byte", changed(file, {"body": put(end, b"\1")})
         yield "C-7", f"{name}-last-byte", changed(file, {"body": put(-1, b"\1")})
         for where, at in [("first", 0), ("last", end - 1)]:
             flip = bytes([file.body[at] ^ 0x80])
             yield "C-8", f"{name}-{where}-byte", changed(file, {"body": put(at, flip)})
-    for name, chunk in {"fill": FILL_CHUNK, "zstd": ZSTD_CHUNK}.items():
-        file = of_chunks("uint8", 1, chunk)
+    for name, file in files.items():
+        (end,) = file.index["chunks"]["stored"]
         yield "C-8", f"{name}-check", changed(file, {"chunks/check/0": bytes(8)})
         yield "C-10", f"{name}-digest", changed(file, {"chunks/digest/0": bytes(16)})
         yield (
             "C-10",
             f"{name}-digest-of-the-stored-bytes",
-            changed(file, {"chunks/digest/0": digest_of(chunk.stored)}),
+            changed(file, {"chunks/digest/0": digest_of(file.body[:end])}),
         )
+    yield from misread_planes()
     digest = digest_of(RUN)
     wrong = {"chunks/digest/0": digest[:8] + bytes(8)}
     yield "C-8", "raw-second-half-of-the-digest", changed(of_chunks("uint8", 1, Chunk(RUN, RUN)), wrong)
@@ -1021,6 +1035,169 @@ def range_rules() -> Iterator[Broken]:
     again = {"chunks/offset": [64, 192], "body": two.body + bytes(64)}
     yield "C-6", "bytes-after-the-last", changed(two, again)
     yield "C-6", "body-without-rows", changed(blank(), {"body": bytes(64)})
+
+
+# Section 8: planes.
+
+
+def of_words(stored: bytes, raw: bytes = WORDS, itemsize: int = 2) -> File:
+    """An array that is one chunk of planes."""
+    return of_chunks(["void", itemsize], itemsize, Chunk(stored, raw, PLANES))
+
+
+def misread_planes() -> Iterator[Broken]:
+    """C-10: planes that are right to one who understands the text in another way."""
+    raw, widths = bytes(200) + bytes(range(0x80, 0xB0)), (1, 1, 2)
+    first, second, third = cut(raw, 4, 1, widths)
+    swapped = b"".join(third[at : at + 2][::-1] for at in range(0, len(third), 2))
+    words = [int.from_bytes(raw[at : at + 4], "little") for at in range(0, len(raw), 4)]
+    turned = b"".join(((word << 1 | word >> 31) & 0xFFFFFFFF).to_bytes(4, "little") for word in words)
+    for name, contents in named(
+        {
+            "least-significant-first": cut(raw, 4, 1, (2, 1, 1))[::-1],
+            "not-rotated": cut(raw, 4, 0, widths),
+            "rotated-to-the-right": cut(raw, 4, 15, widths),
+            "rotated-as-a-whole": cut(turned, 4, 0, widths),
+            "big-endian-parts": [first, second, swapped],
+        }
+    ):
+        planes = [plane_of(content, width, ZSTD) for content, width in zip(contents, widths, strict=True)]
+        yield "C-10", f"planes-{name}", of_words(join(4, 1, *planes), raw, 4).encode()
+
+
+def filled(word: int, widths: Sequence[int], rotation: int = 0) -> bytes:
+    """Planes of these widths, all zero."""
+    return join(word, rotation, *(Plane(width, FILL, bytes(width)) for width in widths))
+
+
+def planes_rules() -> Iterator[Broken]:
+    """P-1 to P-4, and Z-1 to Z-5 within a plane."""
+    stored = PLANES_CHUNK.stored
+    for name, bad in named(
+        {
+            "one-byte": stored[:1],
+            "header-cut": stored[:7],
+            "header-alone": stored[:8],
+            "one-entry-of-two": stored[:16],
+            "entry-cut": stored[:23],
+            "no-planes": join(2, 0),
+            "no-planes-but-bytes": join(2, 0) + stored[8:],
+            "255-planes-of-two": join(2, 0, UPPER_PLANE, plane_of(LOWER, 1, RAW), n_planes=255),
+            "rotation-16": filled(2, [2], 16),
+            "rotation-17": filled(2, [2], 17),
+            "rotation-255": filled(2, [2], 255),
+        }
+        | {f"byte-{at}-not-zero": stored[:at] + b"\1" + stored[at + 1 :] for at in (3, 7, 10, 11, 18, 19)}
+    ):
+        yield "P-1", name, of_words(bad).encode()
+    for name, word, itemsize, widths in [
+        ("word-0", 0, 2, [2]),
+        ("word-0-width-0", 0, 2, [0]),
+        ("word-1", 1, 1, [1]),
+        ("word-3", 3, 3, [1, 2]),
+        ("word-6", 6, 6, [2, 4]),
+        ("word-16", 16, 16, [8, 8]),
+        ("word-2-of-items-of-1", 2, 1, [2]),
+        ("word-2-of-items-of-3", 2, 3, [2]),
+        ("word-4-of-items-of-2", 4, 2, [4]),
+        ("word-4-of-items-of-6", 4, 6, [1, 1, 2]),
+        ("word-8-of-items-of-4", 8, 4, [8]),
+        ("word-8-of-items-of-12", 8, 12, [8]),
+    ]:
+        yield "P-1", name, of_words(filled(word, widths), bytes(64 * itemsize), itemsize).encode()
+    for word, widths in [
+        *[(2, [0, 2]), (2, [2, 0]), (2, [1, 0, 1]), (4, [3, 1]), (4, [1, 3]), (8, [6, 2]), (8, [7, 1])],
+        *[
+            (2, [1]),
+            (4, [2]),
+            (8, [4]),
+            (4, [1, 1]),
+            (8, [1, 1, 2]),
+            (2, [4]),
+            (2, [2, 2]),
+            (4, [8]),
+            (8, [8, 8]),
+            (2, [16]),
+        ],
+        *[(4, [1, 2, 1]), (8, [2, 4, 2]), (8, [1, 1, 4, 2]), (8, [1, 2, 1, 4]), (8, [4, 1, 2, 1]), (8, [1, 4, 1, 2])],
+    ]:
+        name = f"word-{word}-widths-{'-'.join(map(str, widths))}"
+        yield "P-2", name, of_words(filled(word, widths), bytes(64 * word), word).encode()
+    # 264 is 8 in a byte.
+    yield "P-2", "33-widths-of-8", of_words(filled(8, [8] * 33), bytes(800), 8).encode()
+    yield "P-2", "255-widths-of-1", of_words(filled(8, [1] * 255), bytes(4800), 8).encode()
+    yield from plane_rules()
+    for name, bad in named(
+        {
+            "a-zero-after-them": stored + b"\0",
+            "8-zeros-after-them": stored + bytes(8),
+            "64-zeros-after-them": stored + bytes(64),
+            "8-bytes-after-them": stored + b"\1" * 8,
+            "no-zeros-after-the-last": stored[:-3],
+            "a-zero-missing-after-the-last": stored[:-1],
+            "last-plane-cut": stored[:-8],
+            "last-plane-missing": stored[:32],
+            "no-plane-there": stored[:24],
+            "first-zero-after-the-first": stored[:25] + b"\1" + stored[26:],
+            "last-zero-after-the-first": stored[:31] + b"\1" + stored[32:],
+            "first-zero-after-the-last": stored[:-3] + b"\1\0\0",
+            "last-zero-after-the-last": stored[:-1] + b"\1",
+            "no-zeros-between": stored[:25] + stored[32:],
+            "8-zeros-before-the-first": stored[:24] + bytes(8) + stored[24:],
+            "8-zeros-between": stored[:32] + bytes(8) + stored[32:],
+        }
+    ):
+        yield "P-4", name, of_words(bad).encode()
+    # Lengths that P-3 allows.
+    frame = zstd_frame(RUN)
+    far = join(2, 0, UPPER_PLANE, Plane(1, ZSTD, frame, declared=299))
+    yield "P-4", "zstd-beyond-the-end", of_words(far, b"\0\x3f" * 300).encode()
+    far = join(8, 0, *[Plane(1, ZSTD, frame, declared=299)] * 8)
+    yield "P-4", "all-beyond-the-end", of_words(far, bytes(2400), 8).encode()
+
+
+def plane_rules() -> Iterator[Broken]:
+    """P-3, and Z-1 to Z-5."""
+    for name, plane in named(
+        {
+            "raw-shorter": Plane(1, RAW, LOWER[:-1]),
+            "raw-longer": Plane(1, RAW, LOWER + b"\0"),
+            "raw-of-nothing": Plane(1, RAW, b""),
+            "raw-up-to-2-to-the-32": Plane(1, RAW, LOWER, declared=2**32 - 1),
+            "raw-101-and-2-to-the-31": Plane(1, RAW, LOWER, declared=101 + 2**31),
+            "codec-3": Plane(1, PLANES, LOWER),
+            "codec-4": Plane(1, 4, LOWER),
+            "codec-255": Plane(1, 255, LOWER),
+        }
+    ):
+        yield "P-3", name, of_words(join(2, 0, UPPER_PLANE, plane)).encode()
+    for name, plane in named(
+        {
+            "fill-of-nothing": Plane(1, FILL, b""),
+            "fill-of-two-parts": Plane(1, FILL, b"\x3f\x3f"),
+            "fill-up-to-2-to-the-32": Plane(1, FILL, b"\x3f", declared=2**32 - 1),
+        }
+    ):
+        yield "P-3", name, of_words(join(2, 0, plane, plane_of(LOWER, 1, RAW))).encode()
+    whole = join(2, 0, Plane(1, FILL, b"\x3f" * 101), Plane(1, FILL, b"\7"))
+    yield "P-3", "fill-of-the-whole-plane", of_words(whole, b"\7\x3f" * 101).encode()
+    for name, length in [("less-than-a-part", 1), ("of-a-part-and-a-byte", 3)]:
+        yield "P-3", f"fill-{name}", of_words(join(2, 0, Plane(2, FILL, bytes(length))), bytes(256)).encode()
+    run = b"\0\x3f" * len(RUN)
+    for name, declared in [("of-nothing", 0), ("up-to-2-to-the-32", 2**32 - 1), ("declared-as-long", len(RUN))]:
+        plane = Plane(1, ZSTD, zstd_frame(RUN) if declared else b"", declared)
+        yield "P-3", f"zstd-{name}", of_words(join(2, 0, UPPER_PLANE, plane), run).encode()
+    for name, longer in [("as-long", 0), ("longer", 1)]:
+        content = uncompressed(longer)
+        words = b"".join(bytes([byte, 0x3F]) for byte in content)
+        stored = join(2, 0, UPPER_PLANE, Plane(1, ZSTD, zstd_frame(content)))
+        yield "P-3", f"zstd-{name}", of_words(stored, words).encode()
+    frames = [*FRAMES, ("Z-2", "of-the-whole-chunk", lambda content: zstd_frame(content * 2))]
+    for rule, name, make in frames:
+        stored = join(2, 0, UPPER_PLANE, Plane(1, ZSTD, make(RUN)))
+        yield rule, f"plane-{name}", of_words(stored, run).encode()
+    vast = Plane(1, ZSTD, zstd_frame(bytes((8 << 20) + 1)))
+    yield "Z-4", "plane-8-mib-and-a-byte", of_words(join(2, 0, vast, vast), bytes((16 << 20) + 2)).encode()
 
 
 # Section 8: zstd frames, of chunks and of the index.

@@ -21,6 +21,7 @@ __all__ = [
     "COLUMNS",
     "FILL",
     "MAGIC",
+    "PLANES",
     "RAW",
     "ZSTD",
     "Chunk",
@@ -39,7 +40,7 @@ __all__ = [
 ]
 
 MAGIC = b"\x89PTCK\r\n\x1a"
-RAW, FILL, ZSTD = 0, 1, 2
+RAW, FILL, ZSTD, PLANES = range(4)
 # The struct code of the entries of each column.
 COLUMNS = {
     "nodes": {"kinds": "B", "counts": "Q", "ints": "q", "floats": "d", "objects": "I", "arrays": "I"},

@@ -5,12 +5,13 @@ from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import pairwise, permutations, product
 from pathlib import PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
 from typing import Any
 from unittest.mock import patch
 
+import ml_dtypes
 import numpy as np
 
 import pytreeckpt
@@ -19,7 +20,8 @@ from pytreeckpt.arrays import run_reader
 from pytreeckpt.objects import build_record
 from spec.corpus.frames import RAW as RAW_BLOCK
 from spec.corpus.frames import RLE, block, zstd_frame
-from spec.corpus.parts import FILL, RAW, ZSTD, Chunk, File, Row, of_arrays, pack_index, take_apart
+from spec.corpus.parts import FILL, PLANES, RAW, ZSTD, Chunk, File, Row, of_arrays, pack_index, take_apart
+from spec.corpus.planes import Plane, join, plane_of, planes_chunk
 
 __all__ = ["UNKNOWN", "Valid", "of_tree", "valid_vectors"]
 
@@ -642,12 +644,181 @@ def index_multiple_of_64() -> tuple[File, Any]:
     raise AssertionError
 
 
+# Planes. Each case is a dtype, an array, the word, the rotation, and width and codec of each plane.
+
+Case = tuple[Any, Any, int, int, Sequence[tuple[int, int]]]
+UNSIGNED = {2: "uint16", 4: "uint32", 8: "uint64"}
+ALTERNATING = (ZSTD, RAW, ZSTD, ZSTD, RAW, ZSTD, ZSTD, ZSTD)
+
+
+def of_planes(*cases: Case) -> tuple[File, Any]:
+    """A list of arrays, each one chunk of planes."""
+    rows = [
+        Row(dtype, array.shape, None, [[planes_chunk(array.tobytes(), word, rotation, *planes)]])
+        for dtype, array, word, rotation, planes in cases
+    ]
+    return of_arrays(*rows), [array for _, array, *_ in cases]
+
+
+def planes_rotations() -> tuple[File, Any]:
+    """Floats of both signs, rotated by the least, the greatest and the useful numbers of bits."""
+    values = np.array([1.5] * 48 + [(k - 6) / 7 for k in range(12)])
+    widths = {2: (1, 1), 4: (1, 1, 2), 8: (1, 1, 2, 4)}
+    return of_planes(
+        *(
+            (f"float{8 * word}", values.astype(f"<f{word}"), word, rotation, [(width, ZSTD) for width in widths[word]])
+            for word, rotation in product(widths, (0, 1, 4, 8, 15))
+        )
+    )
+
+
+def planes_widths() -> tuple[File, Any]:
+    """Words whose bytes all differ, cut in many ways."""
+    cases: list[Case] = []
+    for widths in [
+        *[(2,), (1, 1), (4,), (2, 2), (1, 1, 2), (2, 1, 1), (1, 1, 1, 1)],
+        *[(8,), (4, 4), (2, 2, 4), (4, 2, 2), (1, 1, 2, 4), (2, 1, 1, 4), (4, 2, 1, 1), (2,) * 4, (1,) * 8],
+    ]:
+        word = sum(widths)
+        raw = bytes(56 * word) + bytes(range(1, 1 + 8 * word))
+        planes = list(zip(widths, ALTERNATING, strict=False))
+        cases.append((UNSIGNED[word], np.frombuffer(raw, f"<u{word}"), word, 3, planes))
+    return of_planes(*cases)
+
+
+def parts_for(codec: int, width: int) -> Any:
+    """Parts of 64 words, a row for each, that a codec can store."""
+    if codec == FILL:
+        return np.full((64, width), [0x3F, 0x80][:width], "u1")
+    n_zeros = 0 if codec == RAW else 56
+    return np.append(np.zeros(n_zeros * width, "u1"), np.arange((64 - n_zeros) * width, dtype="u1")).reshape(64, width)
+
+
+def planes_codecs() -> tuple[File, Any]:
+    """Planes of all codecs beside and after each other."""
+    choices = [[(1, first), (1, second)] for first, second in product((RAW, FILL, ZSTD), repeat=2) if first + second]
+    choices += [list(zip((1, 1, 2), order, strict=True)) for order in permutations((RAW, FILL, ZSTD))]
+    choices += [[(2, FILL)], [(2, ZSTD)]]
+    cases: list[Case] = []
+    for planes in choices:
+        word = sum(width for width, _ in planes)
+        # An array begins with the least significant bytes, and ends with what becomes the first plane.
+        raw = np.hstack([parts_for(codec, width) for width, codec in reversed(planes)]).tobytes()
+        cases.append((UNSIGNED[word], np.frombuffer(raw, f"<u{word}"), word, 0, planes))
+    return of_planes(*cases)
+
+
+def planes_special_floats() -> tuple[File, Any]:
+    """NaNs of every kind, infinities, zeros and subnormals of both signs: every bit is kept."""
+    cases: list[Case] = []
+    for name, dtype, mantissa, rotation, widths in [
+        ("float16", "<f2", 10, 1, (1, 1)),
+        ("bfloat16", ml_dtypes.bfloat16, 7, 1, (1, 1)),
+        ("float32", "<f4", 23, 1, (1, 1, 2)),
+        ("float64", "<f8", 52, 4, (1, 1, 2, 4)),
+    ]:
+        word = sum(widths)
+        sign, one, quiet, payload = 1 << 8 * word - 1, 1 << mantissa, 1 << mantissa - 1, (1 << mantissa) - 1
+        infinity = sign - one
+        positive = [0, 1, payload, one, infinity - 1, infinity, infinity | 1, infinity | quiet, infinity | payload]
+        bits = [0] * 60 + positive + [sign | value for value in positive]
+        array = np.array(bits, f"<u{word}").view(dtype)
+        cases.append((name, array, word, rotation, [(width, ZSTD) for width in widths]))
+    return of_planes(*cases)
+
+
+def planes_dtypes() -> tuple[File, Any]:
+    """Words that are no whole item, or hold several numbers; those of big-endian dtypes are little-endian too."""
+    triple = ["struct", 12, False, [[name, None, "float32", at, []] for name, at in [("a", 0), ("b", 4), ("c", 8)]]]
+    cases: list[Case] = []
+    described: list[tuple[Any, Any, int, Sequence[int]]] = [
+        ("complex64", "<c8", 4, (1, 1, 2)),
+        ("complex64", "<c8", 8, (4, 4)),
+        ("complex64", "<c8", 2, (1, 1)),
+        ("complex128", "<c16", 8, (1, 1, 2, 4)),
+        ("float32_be", ">f4", 4, (1, 1, 2)),
+        ("int64_be", ">i8", 8, (2, 2, 4)),
+        ("int64", "<i8", 4, (2, 2)),
+        (triple, [("a", "<f4"), ("b", "<f4"), ("c", "<f4")], 4, (1, 1, 2)),
+        (triple, [("a", "<f4"), ("b", "<f4"), ("c", "<f4")], 2, (2,)),
+        (["void", 24], "V24", 8, (4, 4)),
+        (["void", 6], "V6", 2, (1, 1)),
+        (["datetime64", "ns", 1], "<M8[ns]", 8, (4, 4)),
+        (["str", 2], "<U2", 4, (1, 1, 2)),
+    ]
+    for name, dtype, word, widths in described:
+        end = ("日本🙂x" * 3).encode("utf-32-le") if dtype == "<U2" else bytes(range(48))
+        array: Any = np.frombuffer(bytes(192) + end, np.dtype(dtype))
+        cases.append((name, array, word, 1, [(width, ZSTD) for width in widths]))
+    return of_planes(*cases)
+
+
+def planes_padding() -> tuple[File, Any]:
+    """The shortest chunks, and planes of every length modulo 8, first and last."""
+    cases: list[Case] = [
+        ("uint16", np.full(13, 0x1234, "<u2"), 2, 5, [(2, FILL)]),
+        (["void", 64], np.frombuffer(b"\1\2" * 32, "V64"), 2, 0, [(1, FILL), (1, FILL)]),
+    ]
+    for n_words in range(41, 49):
+        array = numbers("<u2", n_words)
+        cases += [("uint16", array, 2, 0, [(1, FILL), (1, RAW)]), ("uint16", array.copy(), 2, 8, [(1, RAW), (1, FILL)])]
+    return of_planes(*cases)
+
+
+def planes_zstd() -> tuple[File, Any]:
+    """Planes with every field of a frame's header that may be there, of several blocks, and as an encoder makes it."""
+    run = bytes(3000) + b"\7" * 3000
+    long = bytes(200 << 10) + bytes(range(256)) + b"\7" * (200 << 10)
+    frames = [(zstd_frame(run, window=window), run) for window in ((0, 0), (13, 0))]
+    frames += [(zstd_frame(run, with_checksum=True), run), (zstd_frame(run, dictionary=bytes(4)), run)]
+    frames += [(zstd_frame(long), long), (BOTTLES_FRAME, BOTTLES)]
+    rows, tree = [], []
+    for frame, lower in frames:
+        stored = join(2, 0, plane_of(b"\x3f" * len(lower), 1, FILL), Plane(1, ZSTD, frame))
+        array = np.frombuffer(lower, "u1").astype("<u2") | 0x3F00
+        tree.append(array)
+        rows.append(Row("uint16", array.shape, None, [[Chunk(stored, array.tobytes(), PLANES)]]))
+    return of_arrays(*rows), tree
+
+
+def planes_window() -> tuple[File, Any]:
+    """A plane of exactly 8 MiB, the largest window, of a chunk of twice as much."""
+    zeros = plane_of(bytes(8 << 20), 1, ZSTD)
+    raw = bytes(16 << 20)
+    file = of_arrays(Row("uint16", [8 << 20], None, [[Chunk(join(2, 1, zeros, zeros), raw, PLANES)]]))
+    return file, [np.frombuffer(raw, "<u2")]
+
+
+def planes_mixed() -> tuple[File, Any]:
+    """One array in two boxes whose chunks differ in codec, word and length."""
+    raw = numbers("<f4", 64).tobytes()
+    zeros, start = bytes(200), raw[:40]
+    by_4 = planes_chunk(raw, 4, 1, (1, ZSTD), (1, RAW), (2, FILL))
+    by_2 = planes_chunk(zeros + start, 2, 15, (2, ZSTD))
+    boxes = [
+        [by_4, Chunk(zstd_frame(zeros), zeros, ZSTD), by_2],
+        [Chunk(start, start), by_2, by_4, Chunk(zeros[:4], zeros[40:], FILL)],
+    ]
+    whole = b"".join(chunk.raw for box in boxes for chunk in box)
+    file = of_arrays(Row("float32", [2, 174], None, boxes, cuts=[[1], []]))
+    return file, [np.frombuffer(whole, "<f4").reshape(2, 174)]
+
+
 BY_HAND: dict[str, Callable[[], tuple[File, Any]]] = {
     "chunks-zstd": chunks_zstd,
     "chunks-zstd-8-mib": chunks_window,
     "chunks-zstd-compressed": chunks_zstd_compressed,
     "chunks-mixed": chunks_mixed,
     "chunks-identical-rows": chunks_identical_rows,
+    "planes-rotations": planes_rotations,
+    "planes-widths": planes_widths,
+    "planes-codecs": planes_codecs,
+    "planes-special-floats": planes_special_floats,
+    "planes-dtypes": planes_dtypes,
+    "planes-padding": planes_padding,
+    "planes-zstd": planes_zstd,
+    "planes-zstd-8-mib": planes_window,
+    "planes-mixed": planes_mixed,
     "index-zstd": index_zstd,
     "index-multiple-of-64": index_multiple_of_64,
 }

@@ -50,7 +50,7 @@ def require(condition: object, rule: str, message: str) -> None:
 # Section 2: the file.
 
 MAGIC = b"\x89PTCK\r\n\x1a"
-RAW, FILL, ZSTD = 0, 1, 2
+RAW, FILL, ZSTD, PLANES = range(4)
 
 
 def align(nbytes: int) -> int:
@@ -519,10 +519,10 @@ def read_chunk_table(index: dict[str, Any], arrays: list[Array], index_offset: i
         for box, count in zip(product(*array.pieces), array.chunk_counts, strict=False):
             nbytes = size * math.prod(high - low for low, high in box)
             for _, offset, stored, raw, codec, check, digest in islice(rows, count):
-                require(codec in (RAW, FILL, ZSTD), "C-2", f"{where}: codec {codec} at {offset} is unknown")
+                require(codec <= PLANES, "C-2", f"{where}: codec {codec} at {offset} is unknown")
                 require(raw >= 1 and raw % size == 0, "C-3", f"{where}: {raw} bytes at {offset} in items of {size}")
                 require(raw <= MAX_CHUNK_NBYTES, LIMIT, f"{where}: {raw} bytes at {offset}")
-                fits = 1 <= stored < raw if codec == ZSTD else stored == (size if codec == FILL else raw)
+                fits = 1 <= stored < raw if codec >= ZSTD else stored == (size if codec == FILL else raw)
                 require(fits, "C-4", f"{where}: {stored} bytes stored at {offset} for {raw} by codec {codec}")
                 require(codec != RAW or check == digest[:8], "C-5", f"{where}: check and digest at {offset} differ")
                 nbytes -= raw
@@ -540,17 +540,52 @@ def read_chunk_table(index: dict[str, Any], arrays: list[Array], index_offset: i
     return table
 
 
-def read_chunk(data: memoryview, row: Row, where: str) -> bytes:
+def read_chunk(data: memoryview, row: Row, itemsize: int, where: str) -> bytes:
     _, offset, nbytes, raw_nbytes, codec, check, digest = row
     where, end = f"{where}, chunk at {offset}", offset + nbytes
     stored = data[offset:end]
     require(not any(data[end : align(end)]), "C-7", f"{where}: bytes after it are not zero")
     right = xxhash.xxh3_128_digest(stored) == digest if codec == RAW else xxhash.xxh3_64_digest(stored) == check
     require(right, "C-8", f"{where}: wrong check")
-    # C-9 cannot be broken alone: C-3 and C-4 have settled it for raw and fill, Z-2 and Z-5 do for zstd.
-    raw = read_zstd(stored, raw_nbytes, where) if codec == ZSTD else bytes(stored) * (raw_nbytes // nbytes)
+    # C-9 cannot be broken alone: C-3 and C-4 have settled it for raw and fill, Z-2 and Z-5 do for zstd, P-3 for planes.
+    if codec == PLANES:
+        raw = read_planes(stored, raw_nbytes, itemsize, where)
+    else:
+        raw = read_zstd(stored, raw_nbytes, where) if codec == ZSTD else bytes(stored) * (raw_nbytes // nbytes)
     require(xxhash.xxh3_128_digest(raw) == digest, "C-10", f"{where}: wrong digest")
     return raw
+
+
+def read_planes(stored: memoryview, raw_nbytes: int, itemsize: int, where: str) -> bytes:
+    """Decode words that are cut into planes; the caller has bounded raw_nbytes, a multiple of itemsize."""
+    require(len(stored) >= 8, "P-1", f"{where}: {len(stored)} bytes are too few for planes")
+    word, rotation, n_planes = stored[:3]
+    at = 8 + 8 * n_planes
+    require(8 < at <= len(stored), "P-1", f"{where}: {n_planes} planes in {len(stored)} bytes")
+    entries = list(struct.iter_unpack("<BBHI", stored[8:at]))
+    widths = [width for width, *_ in entries]
+    known = word in (2, 4, 8) and itemsize % word == 0 and rotation < 16
+    require(known, "P-1", f"{where}: words of {word} bytes rotated by {rotation} in items of {itemsize}")
+    reserved = any(stored[3:8]) or any(zero for _, _, zero, _ in entries)
+    require(not reserved, "P-1", f"{where}: reserved bytes before the planes are not zero")
+    allowed = all(width in (1, 2, 4, 8) and sum(widths[i:]) % width == 0 for i, width in enumerate(widths))
+    require(allowed and sum(widths) == word, "P-2", f"{where}: widths {widths} in words of {word}")
+    words = np.empty((raw_nbytes // word, word), np.uint8)  # least significant byte first
+    top = word
+    for width, codec, _, nbytes in entries:
+        length = len(words) * width
+        fits = 1 <= nbytes < length if codec == ZSTD else nbytes == {RAW: length, FILL: width}.get(codec)
+        require(fits, "P-3", f"{where}: {nbytes} bytes stored for a plane of {length} by codec {codec}")
+        end = at + nbytes
+        part, padding, at = stored[at:end], stored[end : end + -end % 8], end + -end % 8
+        require(at <= len(stored) and not any(padding), "P-4", f"{where}: plane ends at {end}, or no zeros after it")
+        plane = read_zstd(part, length, where) if codec == ZSTD else bytes(part) * (length // nbytes)
+        words[:, top - width : top] = np.frombuffer(plane, np.uint8).reshape(-1, width)
+        top -= width
+    require(at == len(stored), "P-4", f"{where}: planes end at {at}, the stored bytes at {len(stored)}")
+    upper = words.view("<u2")[:, -1]
+    upper[:] = upper >> rotation | upper << 16 - rotation
+    return words.tobytes()
 
 
 def read_contents(data: memoryview, arrays: list[Array], table: list[Row]) -> None:
@@ -559,7 +594,7 @@ def read_contents(data: memoryview, arrays: list[Array], table: list[Row]) -> No
         if array.chunk_counts:
             items = np.empty(array.stored_shape, f"V{array.dtype.itemsize}")
             for box, count in zip(product(*array.pieces), array.chunk_counts, strict=True):
-                raw = b"".join(read_chunk(data, row, f"array {number}") for row in islice(rows, count))
+                raw = b"".join(read_chunk(data, row, items.itemsize, f"array {number}") for row in islice(rows, count))
                 shape, place = [high - low for low, high in box], tuple(slice(low, high) for low, high in box)
                 items[place] = np.frombuffer(raw, items.dtype).reshape(shape)
             array.content = items.tobytes()

@@ -28,7 +28,7 @@ REFUSED = [(folder, name, rule) for folder, rules in RULES.items() for name, rul
 DEFINED = re.findall(r"^- \*\*([A-Z]-\d+)\*\* ", (SPEC / "format-v1.md").read_text(), re.MULTILINE)
 WITHOUT_A_VECTOR = {
     "F-13": "a zstd index that does not decode breaks one of Z-1 to Z-5, and F-10 has settled a raw one",
-    "C-9": "a zstd chunk that does not decode breaks one of Z-1 to Z-5, and C-4 has settled the other codecs",
+    "C-9": "what does not decode breaks one of Z-1 to Z-5 or P-1 to P-4, and C-4 has settled raw and fill",
 }
 
 # Of the extended floats, a platform has those of its long double.
@@ -70,7 +70,7 @@ def test_every_valid_file_has_its_document():
 def test_the_corpus_is_small():
     sizes = [path.stat().st_size for path in (SPEC / "vectors").rglob("*") if path.is_file()]
     assert max(sizes) < 100 << 10
-    assert sum(sizes) < 1 << 20
+    assert sum(sizes) < 5 << 18
 
 
 def test_generating_again_gives_what_is_committed():
