@@ -8,7 +8,7 @@
 Importing this package imports no framework.
 """
 
-from pytreeckpt.adapters import Adapter, LeafTemplate, register_adapter
+from pytreeckpt.adapters import Adapter, InPlace, LeafTemplate, register_adapter
 from pytreeckpt.api import Problem, SaveReport, VerifyReport, decode, encode, open, restore, save, verify
 from pytreeckpt.arrays import ArraySource, source_of
 from pytreeckpt.checkpoint import Checkpoint
@@ -53,6 +53,7 @@ __all__ = [
     "Expansion",
     "Field",
     "FormatVersionError",
+    "InPlace",
     "Index",
     "LeafTemplate",
     "LimitError",

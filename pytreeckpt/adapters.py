@@ -24,18 +24,36 @@ Attributes = Mapping[str, object]
 
 
 @dataclass(frozen=True, slots=True)
+class InPlace:
+    """The memory of a leaf of a template, which is to be filled.
+
+    `space`: where it is (a device, by name); `address` of its first item and `strides`, both in bytes. `memory`: the
+    same as a writable numpy array of the template's shape and dtype; None on a device. `fill(array)` gives the leaf
+    itself back: with `memory`, once the values are there; without, after copying those of `array` to it.
+    """
+
+    space: str
+    address: int
+    strides: Shape
+    memory: AnyArray | None
+    fill: Callable[[AnyArray], object]
+
+
+@dataclass(frozen=True, slots=True)
 class LeafTemplate:
     """What an array leaf of a template (`like=`) asks for.
 
     `shape` and `dtype` are those of the array as it is stored; `place` makes the leaf from a fresh numpy array that the
     leaf may keep. `refuse(type, attributes)`, if given, is asked with the stored object type (None for a plain
-    array) and its attributes, and returns what is wrong with them, or None.
+    array) and its attributes, and returns what is wrong with them, or None. `in_place`: how the leaf itself can be
+    filled instead; `place` is still needed, for leaves that overlap others.
     """
 
     shape: Shape
     dtype: AnyDType
     place: Callable[[AnyArray], object]
     refuse: Callable[[ObjectType | None, Attributes], str | None] = field(default=lambda _type, _attributes: None)
+    in_place: InPlace | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -137,6 +137,7 @@ def restore(
     """Restore a tree: exactly what was saved, every byte checked, or an error.
 
     `like`: a template; the result has its structure, types, frameworks, devices and shardings, leaves matched by path.
+    Its writable numpy arrays and its torch tensors (other than meta tensors) are filled where they are.
     `select`: only the leaves that a glob on paths (or one of several, or a predicate on `Path`) matches; dicts
     lose the others, other containers hold `UNSELECTED` in their places, and with `like` the template's leaves stay.
     `to`: "auto" gives back what was saved (numpy, with one warning, where its framework is not installed);

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -165,7 +165,15 @@ class Checkpoint:
                         f"{Path(visit.path)}: an object that is one value holds arrays; restore it without like="
                     )
             match = match_template(self, like, builder, chosen, strict=strict, partial=bool(unselected))
-            return match.place(self.read_arrays(match.arrays, mmap=mmap, verify=verify, progress=progress))
+            into = {} if mmap else match.destinations()
+            try:
+                return match.place(
+                    self.read_arrays(match.arrays, into=into, mmap=mmap, verify=verify, progress=progress)
+                )
+            except CorruptionError as error:
+                if into:
+                    error.args = (f"{error}. The arrays given as like= are partly overwritten", *error.args[1:])
+                raise
         nodes = self.index.nodes
         if not unselected:
             wanted: Sequence[int] = range(len(self.index.arrays))
@@ -212,13 +220,14 @@ class Checkpoint:
         self,
         wanted: Sequence[int],
         *,
+        into: Mapping[int, AnyArray] | None = None,
         mmap: bool = False,
         verify: bool = True,
         progress: ReportProgress | None = None,
     ) -> dict[int, AnyArray]:
-        """The arrays with these numbers, as numpy."""
+        """The arrays with these numbers, as numpy, those of `into` in the memory given there."""
         if not mmap:
-            return self._reader.arrays(wanted, verify=verify, progress=progress)
+            return self._reader.arrays(wanted, into=into, verify=verify, progress=progress)
         if not isinstance(self._source, LocalFile):
             raise NotMappableError("mmap=True needs a checkpoint in a file")
         return self._reader.mapped(memoryview(self._source.map()), wanted, verify=verify)

@@ -39,6 +39,13 @@ class WriteFile:
 
 
 @dataclass(frozen=True, slots=True)
+class StartWriteback:
+    """A hint, with no promise: begin to make the content of the file that is being created durable, and do not wait."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class SyncFile:
     """Make the content of the file that is being created durable."""
 
@@ -83,8 +90,19 @@ class SyncDirectory:
 
 
 Operation = (
-    MakeDirectory | CreateFile | WriteFile | SyncFile | FinishFile | RenameFile | LinkFile | RemoveFile | SyncDirectory
+    MakeDirectory
+    | CreateFile
+    | WriteFile
+    | StartWriteback
+    | SyncFile
+    | FinishFile
+    | RenameFile
+    | LinkFile
+    | RemoveFile
+    | SyncDirectory
 )
+# So often that the disk is never idle while there is something to write, and the last wait is short.
+_WRITEBACK_NBYTES = 8 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,13 +117,20 @@ class Target:
     new_directories: Sequence[tuple[str, str]] = ()
 
 
-def _writes(path: str, pieces: Generator[Buffer, None, Written]) -> Generator[Operation, None, Written]:
+def _writes(
+    path: str, pieces: Generator[Buffer, None, Written], *, durable: bool
+) -> Generator[Operation, None, Written]:
+    nbytes = 0
     while True:
         try:
             piece = next(pieces)
         except StopIteration as end:
             return cast("Written", end.value)
         yield WriteFile(path, piece)
+        nbytes += len(piece)
+        if durable and nbytes >= _WRITEBACK_NBYTES:
+            yield StartWriteback(path)
+            nbytes = 0
 
 
 def commit(
@@ -126,7 +151,7 @@ def commit(
         if durable:
             yield SyncDirectory(parent)
     yield CreateFile(target.temporary)
-    written = yield from _writes(target.temporary, pieces)
+    written = yield from _writes(target.temporary, pieces, durable=durable)
     if durable:
         yield SyncFile(target.temporary)
     yield FinishFile(target.temporary)

@@ -118,6 +118,27 @@ def covering_ranges(shape: Shape, region: Box, min_items: int) -> Iterator[tuple
         yield base + inner_low, base + inner_high
 
 
+def extent(shape: Shape, strides: Shape, itemsize: int) -> tuple[int, int]:
+    """The first byte of a strided array and that after its last, counted from its first item; equal if it has none."""
+    if 0 in shape:
+        return 0, 0
+    reaches = [stride * (n - 1) for stride, n in zip(strides, shape, strict=True)]
+    return sum(reach for reach in reaches if reach < 0), sum(reach for reach in reaches if reach > 0) + itemsize
+
+
+def is_injective(shape: Shape, strides: Shape, itemsize: int) -> bool:
+    """Whether no two items overlap. Some odd arrays whose items happen not to are said to."""
+    if 0 in shape:
+        return True
+    reach = itemsize
+    for stride, n in sorted((abs(stride), n) for stride, n in zip(strides, shape, strict=True)):
+        if n > 1:
+            if stride < reach:
+                return False
+            reach += stride * (n - 1)
+    return True
+
+
 def dense_axes(shape: Shape, strides: Shape, itemsize: int) -> Shape | None:
     """The axes from slowest to fastest of an array that is dense in some order of its axes, or None if it is not.
 

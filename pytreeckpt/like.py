@@ -5,14 +5,16 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from enum import Enum
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from pytreeckpt import nodes as n
-from pytreeckpt.arrays import AnyArray, array_identity
+from pytreeckpt.adapters import InPlace, LeafTemplate
+from pytreeckpt.arrays import AnyArray, array_identity, copy_items
 from pytreeckpt.build import Builder
 from pytreeckpt.expand import make_expand
+from pytreeckpt.geometry import Shape, extent, is_injective
 from pytreeckpt.navigation import descend
 from pytreeckpt.nodes import Visit
 from pytreeckpt.objects import Expansion, class_name
@@ -30,24 +32,39 @@ class Match:
 
     template: Template
     sources: list[int | _Value | None]
+    fillable: list[InPlace | None]
 
     @property
     def arrays(self) -> list[int]:
         """The numbers of the arrays that are needed."""
         return sorted({source for source in self.sources if isinstance(source, int)})
 
+    def destinations(self) -> dict[int, AnyArray]:
+        """The memory that arrays may be read into at once: that of the first leaf which each goes to."""
+        into: dict[int, AnyArray] = {}
+        for source, in_place in zip(self.sources, self.fillable, strict=True):
+            if isinstance(source, int) and in_place is not None and in_place.memory is not None:
+                into.setdefault(source, in_place.memory)
+        return into
+
     def place(self, arrays: dict[int, AnyArray]) -> Any:
-        """The template's structure with the stored leaves; where there is none, the template's own."""
+        """The template's structure with the stored leaves; where there is none, the template's own. Those that can be
+        are filled, if `arrays` are not already in their memory.
+        """
         placed: dict[tuple[int, Hashable], object] = {}
-        taken: set[int] = set()
+        taken = set(self.destinations())
         values: list[object] = []
-        for leaf, source in zip(self.template.leaves, self.sources, strict=True):
+        for leaf, source, in_place in zip(self.template.leaves, self.sources, self.fillable, strict=True):
             if source is None:
                 values.append(leaf.value)
             elif isinstance(source, _Value):
                 values.append(source.value)
             elif leaf.wanted is None:
                 values.append(number_for(leaf.value, arrays[source]))
+            elif in_place is not None:
+                if in_place.memory is not None and in_place.memory is not arrays[source]:
+                    copy_items(in_place.memory, arrays[source])
+                values.append(in_place.fill(arrays[source]))
             else:
                 same = array_identity(leaf.value) if type(leaf.value) is np.ndarray else id(leaf.value)
                 key = (source, same)
@@ -104,7 +121,51 @@ def match_template(
     unexpected = [str(Path(visit.path)) for visit in stored.values()]
     if mismatched or (strict and (missing or unexpected)):
         raise mismatch(missing, unexpected, mismatched)
-    return Match(template, sources)
+    return Match(template, sources, _fillable(template.leaves, sources))
+
+
+def _fillable(leaves: Sequence[Leaf], sources: Sequence[int | _Value | None]) -> list[InPlace | None]:
+    """How each leaf is filled where it is, if it can be: nothing else that is wanted may lie in the same memory."""
+    views: list[_View | None] = []
+    goes_to: dict[_View, set[int]] = {}
+    for leaf, source in zip(leaves, sources, strict=True):
+        view = None
+        if leaf.wanted is not None and leaf.wanted.in_place is not None and isinstance(source, int):
+            view = _view(leaf.wanted, leaf.wanted.in_place)
+        views.append(view)
+        if view is not None and isinstance(source, int):
+            goes_to.setdefault(view, set()).add(source)
+    refused = {view for view, all_sources in goes_to.items() if len(all_sources) > 1}
+    last: _View | None = None
+    for view in sorted(view for view in goes_to if view.start < view.stop):
+        if last is not None and view.space == last.space and view.start < last.stop:
+            refused |= {view, last}
+        if last is None or view.space != last.space or view.stop > last.stop:
+            last = view
+    return [
+        leaf.wanted.in_place if leaf.wanted is not None and view is not None and view not in refused else None
+        for leaf, view in zip(leaves, views, strict=True)
+    ]
+
+
+class _View(NamedTuple):
+    """Equal for leaves that show exactly the same memory in the same way."""
+
+    space: str
+    start: int
+    stop: int
+    shape: Shape
+    strides: Shape
+    dtype: str
+
+
+def _view(wanted: LeafTemplate, in_place: InPlace) -> _View | None:
+    itemsize = wanted.dtype.itemsize
+    if not is_injective(wanted.shape, in_place.strides, itemsize):
+        return None
+    low, high = extent(wanted.shape, in_place.strides, itemsize)
+    address = in_place.address
+    return _View(in_place.space, address + low, address + high, wanted.shape, in_place.strides, str(wanted.dtype))
 
 
 def _source(leaf: Leaf, value: object) -> int | _Value:

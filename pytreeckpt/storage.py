@@ -21,6 +21,7 @@ from pytreeckpt.commit import (
     Operation,
     RemoveFile,
     RenameFile,
+    StartWriteback,
     SyncDirectory,
     SyncFile,
     Target,
@@ -28,6 +29,7 @@ from pytreeckpt.commit import (
 )
 from pytreeckpt.errors import CheckpointNotFoundError, CorruptionError, NotACheckpointError, StorageError
 from pytreeckpt.reading import RangedSource
+from pytreeckpt.writeback import start_writeback
 
 
 class Storage(Protocol):
@@ -102,6 +104,8 @@ class _Stage:
     descriptor: Descriptor = field(default_factory=Descriptor)
     pending: list[memoryview] = field(default_factory=list)
     pending_nbytes: int = 0
+    written: int = 0
+    started: int = 0
     pid: int = field(default_factory=os.getpid)
 
     def write(self, data: memoryview) -> None:
@@ -116,7 +120,14 @@ class _Stage:
         pending, self.pending, self.pending_nbytes = self.pending, [], 0
         # A write may be short, for example when a signal comes.
         while pending:
-            drop(pending, os.writev(self.descriptor.number, pending))
+            count = os.writev(self.descriptor.number, pending)
+            self.written += count
+            drop(pending, count)
+
+    def start_writeback(self) -> None:
+        self.flush()
+        start_writeback(self.descriptor.number, self.started, self.written - self.started)
+        self.started = self.written
 
 
 def drop(buffers: list[memoryview], nbytes: int) -> None:
@@ -177,6 +188,8 @@ class LocalStorage:
                     raise
             case WriteFile(path, data):
                 self.own_stage(path).write(memoryview(data))
+            case StartWriteback(path):
+                self.own_stage(path).start_writeback()
             case SyncFile(path):
                 stage = self.own_stage(path)
                 stage.flush()

@@ -2,6 +2,8 @@
 
 Leaves are matched by path, where a dict key that is a str and a field of the same name are the same step: a state
 saved as a dict goes into a dataclass, and back. What the template has no leaf for, or the checkpoint, is a mismatch.
+
+Leaves with memory that can be written to are filled where they are.
 """
 
 from __future__ import annotations
@@ -15,8 +17,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from pytreeckpt.adapters import LeafTemplate, active_adapters
-from pytreeckpt.arrays import ArraySource
+from pytreeckpt.adapters import InPlace, LeafTemplate, active_adapters
+from pytreeckpt.arrays import AnyArray, ArraySource
 from pytreeckpt.errors import LimitError, StructureMismatchError, UnsupportedTypeError
 from pytreeckpt.expand import make_expand
 from pytreeckpt.limits import current_limits
@@ -104,12 +106,18 @@ def take_apart(template: object) -> Template:
 
 def _array_template(value: object, adapters: Sequence[Any]) -> LeafTemplate | None:
     if type(value) is np.ndarray and not value.dtype.hasobject:
-        return LeafTemplate(value.shape, value.dtype, lambda array: array)
+        return LeafTemplate(value.shape, value.dtype, lambda array: array, in_place=_in_place(value))
     for adapter in adapters:
         found: LeafTemplate | None = adapter.template(value)
         if found is not None:
             return found
     return None
+
+
+def _in_place(array: AnyArray) -> InPlace | None:
+    if not array.flags.writeable:
+        return None
+    return InPlace("cpu", array.__array_interface__["data"][0], array.strides, array, lambda _: array)
 
 
 _Level = tuple[Sequence[Step | None], Sequence[object], Callable[[Sequence[Any]], object]]

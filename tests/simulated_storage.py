@@ -29,6 +29,7 @@ from pytreeckpt.commit import (
     Operation,
     RemoveFile,
     RenameFile,
+    StartWriteback,
     SyncDirectory,
     SyncFile,
     Target,
@@ -183,6 +184,9 @@ class SimulatedStorage:
                 self._create(path)
             case WriteFile(path, data):
                 self._record(Wrote(self.open_nodes[path], bytes(data)))
+            case StartWriteback():
+                # It promises nothing.
+                pass
             case SyncFile(path):
                 self._record(ContentSynced(self.open_nodes[path]))
             case FinishFile(path):

@@ -5,15 +5,18 @@ import collections
 import dataclasses
 import types
 from typing import Any
+from unittest import mock
 
 import ml_dtypes
 import numpy as np
 import pytest
 from hypothesis import given
+from hypothesis import strategies as st
 
 import pytreeckpt as ptc
+from pytreeckpt.build import Builder
 from tests import strategies as some
-from tests.exact import assert_same, difference
+from tests.exact import assert_same, difference, item_bytes
 from tests.sources import RecordingSource
 
 
@@ -35,11 +38,26 @@ def _holds(tree, cls) -> bool:
     return isinstance(tree, list | tuple | collections.deque) and any(_holds(value, cls) for value in tree)
 
 
+def blank(file):
+    """The tree of a file, with zeros in all arrays that can be written to."""
+    arrays = []
+
+    def leaf(_builder, array):
+        arrays.append(array)
+        return array
+
+    with mock.patch.multiple(Builder, leaf=leaf):
+        tree = ptc.decode(file, types=some.TYPES)
+    for array in arrays:
+        array[...] = np.zeros((), array.dtype)
+    return tree
+
+
 @given(some.TREES | some.trees_with_sharing())
 def test_a_tree_filled_into_itself_is_the_same(tree):
     file = ptc.encode(tree)
     try:
-        again = ptc.decode(file, like=tree, types=some.TYPES)
+        again = ptc.decode(file, like=blank(file), types=some.TYPES)
     except ptc.UnsupportedTypeError:
         assert _holds(tree, slice)
         return
@@ -77,8 +95,8 @@ def test_a_dict_fills_anything_that_has_fields_of_its_names_and_the_other_way_ro
     got = back._asdict() if isinstance(back, tuple) else dict(back) if isinstance(back, dict) else vars(back)
     assert list(got) == list(before)
     assert all(np.array_equal(got[name], ARRAYS[name]) for name in ARRAYS)
-    # The template is not touched.
-    assert all(not array.any() for array in before.values())
+    # The arrays of the template are what is filled.
+    assert all(got[name] is before[name] for name in ARRAYS)
     assert_same(ARRAYS, filled(back, {"kernel": np.zeros((2, 3)), "bias": np.zeros(3, np.int32)}))
 
 
@@ -310,3 +328,115 @@ def test_a_template_that_contains_itself_is_refused():
 def test_types_says_how_leaves_inside_of_values_are_rebuilt():
     tree = {"a": (some.Color.RED, some.Point(1, 2))}
     assert difference(tree, filled(tree, {"a": (some.Color.BLUE, some.Point(0, 0))})) is None
+
+
+# Filling in place.
+
+
+def layouts(shape, dtype):
+    """Arrays of one shape in memory of every order: whole, transposed, backwards, every second item, of one axis.
+
+    Not by `np.zeros`, which does not keep every dtype (timedeltas without a unit lose their byte order).
+    """
+    yield np.ndarray(shape, dtype)
+    yield np.ndarray(shape[::-1], dtype).T
+    yield np.ndarray(shape, dtype)[(*(slice(None, None, -1) for _ in shape), ...)]
+    yield np.ndarray([2 * extent for extent in shape], dtype)[(*(slice(None, None, 2) for _ in shape), ...)]
+    yield np.ndarray([*shape, 3], dtype)[..., 1]
+
+
+@given(some.arrays(), st.sampled_from(["auto", "none"]))
+def test_writable_arrays_are_filled_where_they_are_whatever_their_memory_order(array, compression):
+    file = ptc.encode([array], compression=compression)
+    for target in layouts(array.shape, array.dtype):
+        strides = target.strides
+        (back,) = ptc.decode(file, like=[target])
+        assert back is target
+        assert item_bytes(back) == item_bytes(array)
+        assert back.strides == strides
+
+
+def test_large_arrays_are_filled_chunk_by_chunk(tmp_path):
+    array = np.random.default_rng(0).standard_normal((1500, 1000))
+    for stored in (array, np.asfortranarray(array)):
+        ptc.save({"w": stored}, tmp_path / "x")
+        for target in (np.empty_like(array), np.empty_like(array, order="F")):
+            assert ptc.restore(tmp_path / "x", like={"w": target})["w"] is target
+            assert np.array_equal(target, array)
+
+
+def test_what_must_not_be_written_to_is_left_and_a_fresh_array_given():
+    frozen = np.zeros(1000)
+    frozen.flags.writeable = False
+    values = np.arange(1000.0)
+    for target in (frozen, np.broadcast_to(np.zeros(1), 1000)):
+        (back,) = ptc.decode(ptc.encode([values]), like=[target])
+        assert back is not target
+        assert np.array_equal(back, values)
+        assert not target.any()
+    sliding = np.lib.stride_tricks.as_strided(np.zeros(1010), (100, 10), (8, 8), writeable=True)
+    (back,) = ptc.decode(ptc.encode([values.reshape(100, 10)]), like=[sliding])
+    assert back is not sliding
+    assert np.array_equal(back, values.reshape(100, 10))
+
+
+def test_templates_that_overlap_are_not_filled_over_each_other():
+    base = np.zeros(2000)
+    one, two = np.arange(1500.0), -np.arange(1500.0)
+    back = filled([one, two], [base[:1500], base[500:]])
+    assert np.array_equal(back[0], one)
+    assert np.array_equal(back[1], two)
+    same = np.zeros(1500)
+    back = filled([one, two], [same, same])
+    assert np.array_equal(back[0], one)
+    assert np.array_equal(back[1], two)
+    # Side by side they may lie.
+    side = np.zeros((2, 1500))
+    back = filled([one, two], [side[0], side[1]])
+    assert np.array_equal(side, [one, two])
+    assert back[0].base is side
+
+
+def test_ties_of_the_template_and_of_the_checkpoint_are_kept():
+    one = np.arange(1500.0)
+    shared = np.zeros(1500)
+    # One array, and one place in memory under two objects.
+    back = filled([one, one], [shared, shared[:]])
+    assert back[0] is shared
+    assert np.shares_memory(back[0], back[1])
+    assert np.array_equal(back[1], one)
+    # One array in the checkpoint, two in the template.
+    back = filled([one, one], [np.zeros(1500), np.zeros(1500)])
+    assert not np.shares_memory(*back)
+    assert all(np.array_equal(array, one) for array in back)
+    # One filled, one fresh.
+    frozen = np.zeros(1500)
+    frozen.flags.writeable = False
+    back = filled([one, one], [np.zeros(1500), frozen])
+    assert not np.shares_memory(*back)
+    assert all(np.array_equal(array, one) for array in back)
+
+
+def test_nothing_is_touched_when_the_structure_does_not_fit():
+    target = {"a": np.zeros(1500), "b": np.zeros(2)}
+    with pytest.raises(ptc.StructureMismatchError):
+        filled({"a": np.ones(1500), "b": np.ones(3)}, target)
+    assert not target["a"].any()
+
+
+def test_damage_is_reported_with_what_it_means_for_the_template():
+    file = bytearray(ptc.encode([np.random.default_rng(0).standard_normal(1000)], compression="none"))
+    file[1000] ^= 1
+    with pytest.raises(ptc.CorruptionError, match=r"partly overwritten") as caught:
+        ptc.decode(file, like=[np.zeros(1000)])
+    assert caught.value.rule == "C-8"
+    with pytest.raises(ptc.CorruptionError) as caught:
+        ptc.decode(file)
+    assert "overwritten" not in str(caught.value)
+
+
+def test_a_mapped_file_fills_a_template_too(tmp_path):
+    ptc.save({"w": np.arange(1500.0)}, tmp_path / "x", compression="none")
+    target = np.zeros(1500)
+    assert ptc.restore(tmp_path / "x", like={"w": target}, mmap=True)["w"] is target
+    assert np.array_equal(target, np.arange(1500.0))

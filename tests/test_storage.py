@@ -18,6 +18,7 @@ from pytreeckpt.commit import (
     MakeDirectory,
     RemoveFile,
     RenameFile,
+    StartWriteback,
     SyncDirectory,
     SyncFile,
     Target,
@@ -294,6 +295,15 @@ def test_content_is_durable_before_its_name_is():
         RenameFile("d/.x.tmp", "d/x"),
         SyncDirectory("d"),
     ]
+
+
+def test_a_large_file_is_on_its_way_to_the_disk_while_it_is_written():
+    target = Target("d/x", "d/.x.tmp", "d")
+    for durability in ("durable", "atomic"):
+        generator = commit(target, (bytes(1 << 20) for _ in range(20)), if_exists="replace", durability=durability)
+        found = list(generator)
+        hints = [number for number, operation in enumerate(found) if operation == StartWriteback("d/.x.tmp")]
+        assert hints == ([9, 18] if durability == "durable" else [])
 
 
 def test_what_must_not_replace_is_linked():

@@ -22,7 +22,7 @@ def tensor_source(tensor: torch.Tensor, dtype: AnyDType, identity: Hashable) -> 
     shape = tuple(tensor.shape)
     axes = memory_order(shape, tensor.stride())
     stored = tensor if axes is None else tensor.permute(axes)
-    if tensor.device.type == "cpu" and not _is_lazy(tensor):
+    if tensor.device.type == "cpu" and not is_lazy(tensor):
         # Where `axes` is None, source_of finds no order either.
         return replace(source_of(as_numpy(stored, dtype)), shape=shape, axes=axes, identity=identity)
     _wait_for(tensor.device)
@@ -89,7 +89,8 @@ def view_identity(tensor: torch.Tensor) -> Hashable:
     return ("torch", *place, tensor.dtype, tensor.is_conj(), tensor.is_neg())
 
 
-def _is_lazy(tensor: torch.Tensor) -> bool:
+def is_lazy(tensor: torch.Tensor) -> bool:
+    """Whether its items are still to be conjugated or negated."""
     return tensor.is_conj() or tensor.is_neg()
 
 

@@ -12,18 +12,19 @@ from typing import Final
 import numpy as np
 import torch
 
-from pytreeckpt import ClassKind, Expansion, LeafTemplate, ObjectType, UnsupportedTypeError
+from pytreeckpt import ClassKind, Expansion, InPlace, LeafTemplate, ObjectType, UnsupportedTypeError
 from pytreeckpt_torch.dtypes import (
     NUMPY_OF,
     PACKED,
     TORCH_OF,
     AnyArray,
     AnyDType,
+    as_numpy,
     as_torch,
     bits_dtype,
     dtype_name,
 )
-from pytreeckpt_torch.staging import tensor_source, view_identity
+from pytreeckpt_torch.staging import is_lazy, tensor_source, view_identity
 
 TENSOR: Final = ObjectType(ClassKind.WRAPPER, "torch.Tensor", ("data", "requires_grad"))
 PARAMETER: Final = ObjectType(ClassKind.WRAPPER, "torch.nn.Parameter", ("data", "requires_grad"))
@@ -115,7 +116,32 @@ def template(tensor: torch.Tensor) -> LeafTemplate:
         dtype=dtype,
         place=lambda array: like(as_torch(_writable(array), tensor.dtype)),
         refuse=lambda type_, attributes: _refuse(name if packed else None, type_, attributes),
+        in_place=_in_place(tensor, dtype),
     )
+
+
+def _in_place(tensor: torch.Tensor, dtype: AnyDType) -> InPlace | None:
+    """How to fill a tensor where it is; None for one without memory of its own."""
+    data = tensor.detach()
+    if tensor.is_meta or is_lazy(tensor):
+        return None
+    space = str(tensor.device)
+    strides = tuple(stride * tensor.element_size() for stride in tensor.stride())
+    if tensor.device.type == "cpu":
+        return InPlace(space, data.data_ptr(), strides, as_numpy(data, dtype), lambda _: _changed(tensor))
+
+    def copied(array: AnyArray) -> torch.Tensor:
+        data.copy_(as_torch(_writable(array), tensor.dtype))
+        return tensor
+
+    return InPlace(space, data.data_ptr(), strides, None, copied)
+
+
+def _changed(tensor: torch.Tensor) -> torch.Tensor:
+    # What autograd may have kept of the tensor for a backward pass is no longer what it was.
+    if not tensor.is_inference():
+        torch.autograd.graph.increment_version(tensor)
+    return tensor
 
 
 def _liken(tensor: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:

@@ -122,6 +122,7 @@ def _example_problems(adapter: Adapter, example: object, compare: Compare) -> li
     for options in ways:
         what = "restore(like=itself)" if "like" in options else f"restore({options})"
         problems += _problems(what, partial(_return_problems, what, example, options, compare))
+    problems += _problems("filling one in place", partial(_in_place_problems, adapter, example, ways[-1], compare))
     problems += _problems("saving it twice in one tree", partial(_sharing_problems, example, ways[-1]))
     return problems + _problems('restore(to="numpy")', partial(_neutral_problems, adapter, example))
 
@@ -195,6 +196,28 @@ def _sharing_problems(example: object, options: dict[str, Any]) -> Iterator[str]
         yield f"twice in one tree, it is stored as {twice} arrays instead of {once}"
     options = {"like": tree} if "like" in options else options
     yield from (f"twice in one tree: {line}" for line in identical(tree, decode(encode(tree), **options)))
+
+
+def _in_place_problems(adapter: Adapter, example: object, options: dict[str, Any], compare: Compare) -> Iterator[str]:
+    file = encode(example)
+    target = decode(file, **options)
+    template = adapter.template(target)
+    if template is None or template.in_place is None:
+        return
+    memory = template.in_place.memory
+    if memory is not None:
+        if (memory.shape, memory.dtype) != (template.shape, template.dtype):
+            yield f"the memory of its template is {memory.dtype}{list(memory.shape)}"
+            return
+        there, strides = memory.__array_interface__["data"][0], template.in_place.strides
+        same_strides = all(a == b or n == 1 for a, b, n in zip(memory.strides, strides, memory.shape, strict=True))
+        if memory.size and (there != template.in_place.address or not same_strides):
+            yield "the memory of its template has another address, or other strides, than the template says"
+        memory[...] = np.zeros((), memory.dtype)
+    filled = decode(file, like=target)
+    if filled is not target:
+        yield "restore(like=…) fills it in place and gives another object back"
+    yield from (f"filled in place: {line}" for line in compare(example, filled))
 
 
 def _neutral_problems(adapter: Adapter, example: object) -> Iterator[str]:

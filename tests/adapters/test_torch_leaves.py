@@ -492,3 +492,95 @@ def test_cuda_tensors_are_staged_run_by_run_and_restored_to_the_template(dtype):
         assert bits(restored[name]) == bits(tensor.cpu())
     placed = decode(data, like=tree)
     assert all(placed[name].device == tensor.device for name, tensor in tree.items())
+
+
+# Filling in place.
+
+
+def blank_module():
+    module = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.BatchNorm1d(30))
+    with torch.no_grad():
+        for tensor in module.state_dict().values():
+            tensor.zero_()
+    return module
+
+
+def test_the_tensors_of_a_template_are_filled_where_they_are():
+    saved = torch.nn.Sequential(torch.nn.Linear(40, 30), torch.nn.BatchNorm1d(30))
+    module = blank_module()
+    parameters = list(module.parameters())
+    back = decode(encode(saved.state_dict()), like=module.state_dict())
+    assert all(torch.equal(tensor, saved.state_dict()[name]) for name, tensor in module.state_dict().items())
+    assert all(new is old for new, old in zip(module.parameters(), parameters, strict=True))
+    assert all(back[name].data_ptr() == tensor.data_ptr() for name, tensor in module.state_dict().items())
+
+
+def test_a_filled_parameter_is_the_same_object_and_autograd_knows_that_it_changed():
+    parameter = torch.nn.Parameter(torch.zeros(1000))
+    result = (parameter**2).sum()
+    (back,) = decode(encode([torch.arange(1000.0)]), like=[parameter])
+    assert back is parameter
+    assert torch.equal(parameter.detach(), torch.arange(1000.0))
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        result.backward()
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float8_e4m3fn, torch.complex64, torch.bool, torch.int64])
+def test_tensors_of_every_kind_and_memory_order_are_filled(dtype):
+    source = torch.randint(0, 2, (4, 6, 5, 7)).to(dtype)
+    for target in (
+        torch.zeros(4, 6, 5, 7, dtype=dtype),
+        torch.zeros(4, 6, 5, 7, dtype=dtype).to(memory_format=torch.channels_last),
+        torch.zeros(7, 5, 6, 4, dtype=dtype).permute(3, 2, 1, 0),
+        torch.zeros(4, 6, 5, 14, dtype=dtype)[..., ::2],
+    ):
+        strides = target.stride()
+        (back,) = decode(encode([source]), like=[target])
+        assert back is target
+        assert back.stride() == strides
+        assert torch.equal(
+            back.view(torch.uint8) if dtype.itemsize == 1 else back,
+            source.view(torch.uint8) if dtype.itemsize == 1 else source,
+        )
+
+
+def test_tensors_that_cannot_be_filled_are_made_anew():
+    values = torch.arange(12.0).reshape(3, 4)
+    for target in (torch.zeros(1).expand(3, 4), torch.empty(3, 4, device="meta")):
+        (back,) = decode(encode([values]), like=[target])
+        assert back is not target
+        assert torch.equal(back, values)
+    with torch.inference_mode():
+        target = torch.zeros(3, 4)
+    (back,) = decode(encode([values]), like=[target])
+    assert back is target
+    assert torch.equal(back, values)
+
+
+def test_tied_weights_stay_tied_when_they_are_filled():
+    class Tied(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed = torch.nn.Embedding(50, 20)
+            self.head = torch.nn.Linear(20, 50, bias=False)
+            self.head.weight = self.embed.weight
+
+    saved, module = Tied(), Tied()
+    weight = module.head.weight
+    # state_dict gives a tensor of its own for each name, over the same memory.
+    back = decode(encode(saved.state_dict()), like=module.state_dict())
+    assert module.head.weight is module.embed.weight is weight
+    assert torch.equal(weight, saved.embed.weight)
+    assert back["head.weight"].data_ptr() == back["embed.weight"].data_ptr() == weight.data_ptr()
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_tensors_on_a_device_are_filled_there():
+    values = torch.arange(1000.0)
+    target = torch.zeros(1000, device="cuda")
+    address = target.data_ptr()
+    (back,) = decode(encode([values]), like=[target])
+    assert back is target
+    assert back.data_ptr() == address
+    assert torch.equal(back.cpu(), values)
