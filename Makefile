@@ -5,9 +5,13 @@ PYTHON ?= $(shell for python in python3.11 python3.12 python3.13 python3.14 pyth
 	$$python -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && { echo $$python; break; }; done)
 BIN := .venv/bin
 STAMP := .venv/.installed
+BENCH_STAMP := .venv/.bench-installed
 
 # More arguments for pytest, for example: make test PYTEST_ARGS="-n 2 -k codecs"
 PYTEST_ARGS ?=
+
+# More arguments for the benchmarks, for example: make bench BENCH_ARGS="--cases codec --rounds 3"
+BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format vectors crash-campaign bitflip-campaign fault-campaign peers weights bench clean
@@ -59,8 +63,14 @@ peers: $(STAMP)  ## put other checkpoint formats through the same torture
 weights: $(STAMP)  ## fetch the real weights that tests marked weights use
 	$(BIN)/python tools/fetch_weights.py .cache/weights
 
-bench: $(STAMP)  ## measure the memory that saving and restoring take
-	$(BIN)/python benchmarks/memory.py
+# Apart from the other extras, because of a C compiler that one of the peers needs.
+$(BENCH_STAMP): $(STAMP)
+	@echo "Installing what is compared and matplotlib"
+	@$(BIN)/python -m pip install -qq --disable-pip-version-check -c constraints.txt -e '.[bench]'
+	@touch $@
+
+bench: $(BENCH_STAMP)  ## measure speed, size and memory against other formats (about an hour)
+	$(BIN)/python -m benchmarks.suite $(BENCH_ARGS)
 
 clean:  ## remove caches and builds (.venv and .cache stay)
 	rm -rf build dist htmlcov .coverage .coverage.* coverage.xml .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache

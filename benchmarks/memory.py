@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import tempfile
 import threading
@@ -24,8 +23,9 @@ from typing import Any, Self
 import numpy as np
 
 import pytreeckpt as ptc
+from benchmarks.children import run_worker
+from benchmarks.states import fill_gaussian
 
-ROOT = Path(__file__).parents[1]
 MIB = 1 << 20
 OPERATIONS = ("save", 'save "none"', "restore", "slice", "verify")
 DTYPES = ("float32", "bfloat16")
@@ -76,13 +76,9 @@ def _status(field: str) -> int:
 
 
 def gaussian(dtype: str, nbytes: int) -> np.ndarray:
-    """Weights as they are after initialisation, made in pieces so that nothing else of that size is ever in memory."""
+    """Weights as they are after initialisation, in one array."""
     out: np.ndarray = np.empty((nbytes // (4096 * np.dtype(dtype).itemsize), 4096), dtype)
-    random = np.random.default_rng(0)
-    for start in range(0, len(out), 1024):
-        part = out[start : start + 1024]
-        part[...] = (random.standard_normal(part.shape, np.float32) * np.float32(0.02)).astype(dtype)
-    return out
+    return fill_gaussian(out, np.random.default_rng(0))
 
 
 def save(path: Path, dtype: str, nbytes: int, compression: str) -> Callable[[], object]:
@@ -133,13 +129,9 @@ def measure(operation: str, path: Path, dtype: str, nbytes: int) -> Figure:
 
 def measure_all(folder: Path, dtype: str, nbytes: int) -> list[Figure]:
     path = folder / "checkpoint.ptck"
-    figures = []
     # In this order each reading finds the default, compressed file.
-    for operation in ('save "none"', "save", "restore", "slice", "verify"):
-        command = [sys.executable, "-m", "benchmarks.memory", "--worker", operation, str(path), dtype, str(nbytes)]
-        environment = os.environ | {"PYTHONPATH": str(ROOT)}
-        done = subprocess.run(command, cwd=ROOT, check=True, stdout=subprocess.PIPE, text=True, env=environment)
-        figures.append(Figure(**json.loads(done.stdout)))
+    in_order = ('save "none"', "save", "restore", "slice", "verify")
+    figures = [Figure(**run_worker("benchmarks.memory", operation, path, dtype, nbytes)) for operation in in_order]
     path.unlink()
     return sorted(figures, key=lambda figure: OPERATIONS.index(figure.operation))
 
