@@ -102,7 +102,7 @@ _FAST_LEVEL = 1
 # Smaller chunks are not worth a look at their planes.
 _MIN_PLANES_NBYTES = 8 << 10
 # A sample is runs of this many bytes, a multiple of any word, from all over the chunk.
-_SAMPLE_NBYTES = 8 << 10
+_SAMPLE_NBYTES = 4 << 10
 _SAMPLE_RUNS = 4
 # What coding has to leave of a plane or chunk to be worth the time that decoding takes, and what finding matches has to
 # leave of what entropy coding alone does, to be worth three times its time.

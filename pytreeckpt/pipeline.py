@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import dataclass
 from operator import length_hint
-from typing import TypeVar
+from queue import Empty, SimpleQueue
+from typing import Any, Generic, TypeVar
 
 from pytreeckpt.errors import PytreeckptError
 from pytreeckpt.scratch import release
@@ -44,8 +46,23 @@ def default_threads() -> int:
     )
 
 
+class _Task(Generic[Item, Result]):
+    """An item, and what becomes of it."""
+
+    __slots__ = ("done", "error", "item", "result")
+
+    def __init__(self, item: Item) -> None:
+        self.item = item
+        self.result: Result
+        self.error: BaseException | None = None
+        # A lock that is held until the task is done: the cheapest thing to wait for.
+        self.done = threading.Lock()
+        self.done.acquire()
+
+
 def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, threads: int) -> Iterator[Result]:
-    """`map` in threads: results in the order of the items, at most two more than `threads` of them waiting.
+    """`map` in threads: results in the order of the items, at most one more than `threads` of them in the making or
+    waiting, so that memory is used again while it is in the cache.
 
     The first error, in the order of the items, is raised; what had not begun by then is not done.
     """
@@ -59,6 +76,20 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, th
             release()
         return
     process = os.getpid()
+    tasks: SimpleQueue[_Task[Item, Result] | None] = SimpleQueue()
+    pending: deque[_Task[Item, Result]] = deque()
+    workers: list[threading.Thread] = []
+
+    def work() -> None:
+        while (task := tasks.get()) is not None:
+            try:
+                task.result = function(task.item)
+            except BaseException as error:  # noqa: BLE001 - it is raised where the result is waited for
+                task.error = error
+            finally:
+                task.done.release()
+            # Not kept until the next one comes.
+            del task
 
     def wait() -> Result:
         if os.getpid() != process:
@@ -66,16 +97,40 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, th
             raise PytreeckptError(
                 "this process was forked while its parent was saving or restoring, which it cannot go on with"
             )
-        return pending.popleft().result()
+        task = pending.popleft()
+        task.done.acquire()
+        if task.error is not None:
+            raise task.error
+        return task.result
 
-    pending: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="pytreeckpt")
     try:
+        for _ in range(threads):
+            worker = threading.Thread(target=work, name="pytreeckpt", daemon=True)
+            workers.append(worker)
+            worker.start()
         for item in items:
-            pending.append(pool.submit(function, item))
-            if len(pending) >= threads + 2:
+            task: _Task[Item, Result] = _Task(item)
+            pending.append(task)
+            tasks.put(task)
+            del task
+            if len(pending) > threads:
                 yield wait()
         while pending:
             yield wait()
     finally:
-        pool.shutdown(wait=True, cancel_futures=True)
+        _stop(tasks, workers, process)
+
+
+def _stop(tasks: SimpleQueue[Any], workers: list[threading.Thread], process: int) -> None:
+    """Have the workers finish what they are at, and nothing else, and wait for them."""
+    if os.getpid() != process:
+        return
+    with suppress(Empty):
+        while True:
+            tasks.get_nowait()
+    for _ in workers:
+        tasks.put(None)
+    for worker in workers:
+        # One that was interrupted while it was started has no thread.
+        if worker.ident is not None:
+            worker.join()

@@ -28,8 +28,8 @@ from pytreeckpt.commit import (
     WriteFile,
 )
 from pytreeckpt.errors import CheckpointNotFoundError, CorruptionError, NotACheckpointError, StorageError
+from pytreeckpt.linux import reserve, start_writeback
 from pytreeckpt.reading import RangedSource
-from pytreeckpt.writeback import start_writeback
 
 
 class Storage(Protocol):
@@ -59,6 +59,9 @@ class Storage(Protocol):
 # Pieces are collected into writes of at least this many bytes, or of as many pieces as POSIX has every system take.
 _WRITE_NBYTES = 1 << 20
 _WRITE_PIECES = 16
+# Blocks are reserved this far ahead, once a file has grown beyond the first of these.
+_RESERVE_FROM_NBYTES = 8 << 20
+_RESERVE_NBYTES = 512 << 20
 
 
 class Descriptor:
@@ -106,6 +109,7 @@ class _Stage:
     pending_nbytes: int = 0
     written: int = 0
     started: int = 0
+    reserved: int = 0
     pid: int = field(default_factory=os.getpid)
 
     def write(self, data: memoryview) -> None:
@@ -118,11 +122,22 @@ class _Stage:
 
     def flush(self) -> None:
         pending, self.pending, self.pending_nbytes = self.pending, [], 0
+        if self.written >= _RESERVE_FROM_NBYTES and self.written + _RESERVE_NBYTES // 2 > self.reserved:
+            # In time, so that no write goes beyond. Files that are never as large are not worth it.
+            self.reserved = max(self.reserved, self.written) + _RESERVE_NBYTES
+            reserve(self.descriptor.number, self.written, self.reserved - self.written)
         # A write may be short, for example when a signal comes.
         while pending:
             count = os.writev(self.descriptor.number, pending)
             self.written += count
             drop(pending, count)
+
+    def end(self) -> None:
+        """Write what is left, and give the blocks back that are not needed."""
+        self.flush()
+        if self.reserved:
+            os.ftruncate(self.descriptor.number, self.written)
+            self.reserved = 0
 
     def start_writeback(self) -> None:
         self.flush()
@@ -192,11 +207,11 @@ class LocalStorage:
                 self.own_stage(path).start_writeback()
             case SyncFile(path):
                 stage = self.own_stage(path)
-                stage.flush()
+                stage.end()
                 sync(stage.descriptor.number)
             case FinishFile(path):
                 stage = self.own_stage(path)
-                stage.flush()
+                stage.end()
                 stage.descriptor.close()
             case RenameFile(source, target):
                 self.own_stage(source)

@@ -429,8 +429,12 @@ def test_an_error_in_progress_leaves_nothing(tmp_path):
 
 
 def test_short_writes_are_continued(tmp_path, monkeypatch):
-    write = os.write
-    monkeypatch.setattr(os, "write", lambda descriptor, data: write(descriptor, data[: max(1, len(data) // 3)]))
+    writev = os.writev
+
+    def short(descriptor, buffers):
+        return writev(descriptor, [buffers[0][: max(1, len(buffers[0]) // 3)]])
+
+    monkeypatch.setattr(os, "writev", short)
     ptc.save(TREE, tmp_path / "x")
     monkeypatch.undo()
     assert (tmp_path / "x").read_bytes() == ptc.encode(TREE)
