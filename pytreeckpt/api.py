@@ -4,19 +4,21 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
 from pytreeckpt.checkpoint import Checkpoint, Select
 from pytreeckpt.codecs import Compression, check_compression
+from pytreeckpt.collection import paused_collection
 from pytreeckpt.commit import Durability, IfExists
 from pytreeckpt.errors import CorruptionError, FormatVersionError, LimitError
 from pytreeckpt.expand import make_expand
 from pytreeckpt.flatten import flatten
 from pytreeckpt.limits import current_limits
-from pytreeckpt.pipeline import ReportProgress, default_threads, ordered_map
+from pytreeckpt.pipeline import ReportProgress, ordered_map, threads_for
 from pytreeckpt.planning import SavePlan, plan_save, stream
 from pytreeckpt.reading import BytesSource
 from pytreeckpt.storage import LocalStorage
@@ -90,14 +92,16 @@ def save(
 
 def encode(tree: object, *, metadata: object = None, compression: Compression = "auto") -> bytes:
     """The bytes of the file that `save` would write."""
-    encode_all = partial(ordered_map, threads=default_threads())
-    return b"".join(stream(_plan(tree, metadata, compression), compression, encode_all))
+    plan = _plan(tree, metadata, compression)
+    encode_all = partial(ordered_map, threads=threads_for(len(plan.tasks), plan.raw_nbytes))
+    return b"".join(stream(plan, compression, encode_all))
 
 
 def _plan(tree: object, metadata: object, compression: Compression) -> SavePlan:
     check_compression(compression)
     limits = current_limits()
-    return plan_save(flatten(metadata, tree, expand=make_expand(), limits=limits), limits)
+    with paused_collection():
+        return plan_save(flatten(metadata, tree, expand=make_expand(), limits=limits), limits)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -112,13 +116,32 @@ def open(path: StrPath) -> Checkpoint:
     Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError` and `LimitError`.
     """
     name = os.fsdecode(path)
+    with _naming(name):
+        checkpoint = _open(name)
+        try:
+            checkpoint.check_structure()
+        except BaseException:
+            checkpoint.close()
+            raise
+        return checkpoint
+
+
+def _open(name: str) -> Checkpoint:
     file = LocalStorage().open(name)
     try:
         return Checkpoint(file, name)
-    except BaseException as error:
+    except BaseException:
         file.close()
-        if isinstance(error, CorruptionError | FormatVersionError | LimitError):
-            error.args = (f"{name}: {error}", *error.args[1:])
+        raise
+
+
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Begin errors about the content of a file with its name."""
+    try:
+        yield
+    except (CorruptionError, FormatVersionError, LimitError) as error:
+        error.args = (f"{name}: {error}", *error.args[1:])
         raise
 
 
@@ -150,7 +173,8 @@ def restore(
     Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError`, `StructureMismatchError`,
     `UnsupportedTypeError`, `NotMappableError` and `LimitError`. Nothing partial is returned.
     """
-    with open(path) as checkpoint:
+    name = os.fsdecode(path)
+    with _naming(name), _open(name) as checkpoint:
         return checkpoint.restore(
             like=like,
             select=select,
@@ -220,6 +244,7 @@ def verify(path: StrPath, *, progress: ReportProgress | None = None) -> VerifyRe
     try:
         try:
             checkpoint = Checkpoint(file, name)
+            checkpoint.check_structure()
         except (CorruptionError, FormatVersionError, LimitError) as error:
             return VerifyReport(name, (_problem(error),), file.nbytes, 0, 0, None)
         problems = tuple(map(_problem, checkpoint.damage(progress=progress)))

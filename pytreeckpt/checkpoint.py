@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from types import TracebackType
 from typing import Any, Self
 
 from pytreeckpt import nodes as n
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.build import Builder
+from pytreeckpt.collection import paused_collection
 from pytreeckpt.errors import CorruptionError, NotMappableError, PathError, StructureMismatchError, UnsupportedTypeError
 from pytreeckpt.geometry import Box
 from pytreeckpt.like import match_template
@@ -37,10 +39,28 @@ class Checkpoint:
         self.path = path
         self._limits = current_limits()
         self.footer = read_footer(source)
-        self.index = read_index(source, self.footer, self._limits)
+        with paused_collection():
+            self.index = read_index(source, self.footer, self._limits)
         self._reader = ArrayReader(source, self.index, Paths(self.index))
         self._refs: list[ArrayRef | None] = [None] * len(self.index.nodes.arrays)
-        self.metadata, self.tree = self.lazy_tree(Builder("numpy", ()))
+
+    @cached_property
+    def _lazy(self) -> tuple[Any, Any]:
+        return self.lazy_tree(Builder("numpy", ()))
+
+    def check_structure(self) -> None:
+        """Check what is checked when the tree is built. Raises `CorruptionError`."""
+        _ = self._lazy
+
+    @property
+    def metadata(self) -> Any:
+        """What was given as `metadata`."""
+        return self._lazy[0]
+
+    @property
+    def tree(self) -> Any:
+        """The tree with a reference in place of each array."""
+        return self._lazy[1]
 
     @property
     def root(self) -> str:
@@ -88,7 +108,8 @@ class Checkpoint:
                 return build_record(type_, values)
             return builder.build_object(type_, values)
 
-        return unflatten(self.index.nodes, Build(array, self._scalar, build), limits=self._limits)
+        with paused_collection():
+            return unflatten(self.index.nodes, Build(array, self._scalar, build), limits=self._limits)
 
     def _scalar(self, occurrence: int) -> object:
         return scalar_value(self.index, self.index.nodes.arrays[occurrence])
@@ -104,7 +125,9 @@ class Checkpoint:
     def leaf(self, visit: Visit) -> object:
         """The leaf of the lazy tree that was visited."""
         if visit.kind == n.ARRAY:
-            return self._refs[visit.entry]
+            # A reference to an array of rank 0 is neither true nor false.
+            ref = self._refs[visit.entry]
+            return self[Path(visit.path)] if ref is None else ref
         if visit.kind == n.SCALAR:
             return self._scalar(visit.entry)
         if visit.kind < n.LIST:
@@ -206,7 +229,8 @@ class Checkpoint:
             return leaves.get(number)
 
         build = Build(array, self._scalar, builder.build_object)
-        _, tree = unflatten(nodes, build, limits=self._limits, unselected=unselected)
+        with paused_collection():
+            _, tree = unflatten(nodes, build, limits=self._limits, unselected=unselected)
         if refused:
             raise UnsupportedTypeError(
                 f"to={to!r}: {len(refused)} leaves cannot be converted:\n  "

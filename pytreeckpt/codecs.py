@@ -99,8 +99,9 @@ def codec_of(number: int) -> Codec:
 Compression = str | int
 _LEVELS = range(1, 23)
 _FAST_LEVEL = 1
-# Smaller chunks are not worth a look at their planes.
+# Smaller chunks are not worth a look at their planes, and fewer floats no look at all.
 _MIN_PLANES_NBYTES = 8 << 10
+_MIN_FLOATS_NBYTES = 2 << 10
 # A sample is runs of this many bytes, a multiple of any word, from all over the chunk.
 _SAMPLE_NBYTES = 4 << 10
 _SAMPLE_RUNS = 4
@@ -141,11 +142,12 @@ def encode_chunk(raw: memoryview, itemsize: int, compression: Compression, cut: 
         return as_it_is
     if len(raw) > itemsize and (item := encode_fill(raw, itemsize)) is not None:
         return Encoded(FILL, [item])
-    candidates = [as_it_is, _encode_auto(raw, cut)]
-    if isinstance(compression, int):
-        candidates.append(Encoded(ZSTD, [zstd.compress(raw, compression)]))
-        if cut is not None:
-            candidates += [_of_planes(raw, each, [compression] * len(each.widths)) for each in (cut, cut.finer)]
+    quick = _encode_auto(raw, cut)
+    if not isinstance(compression, int):
+        return quick
+    candidates = [as_it_is, quick, Encoded(ZSTD, [zstd.compress(raw, compression)])]
+    if cut is not None:
+        candidates += [_of_planes(raw, each, [compression] * len(each.widths)) for each in (cut, cut.finer)]
     return min(candidates, key=lambda encoded: encoded.nbytes)
 
 
@@ -155,7 +157,8 @@ _Mode = int | None
 
 def _encode_auto(raw: memoryview, cut: Cut | None) -> Encoded:
     if len(raw) < _MIN_PLANES_NBYTES:
-        return _of_whole(raw, _FAST_LEVEL)
+        few_floats = cut is not None and cut.rotation and len(raw) < _MIN_FLOATS_NBYTES
+        return Encoded(RAW, [raw]) if few_floats else _of_whole(raw, _FAST_LEVEL)
     sample = _sample(raw)
     if cut is None:
         return _of_whole(raw, _choose(sample, matches=True)[0])

@@ -176,6 +176,8 @@ class _Builder:
                     raise self.bad_key(key)
             elif cls not in PLAIN_KEY_TYPES:
                 raise self.bad_key(key)
+            if cls is str and 4 * len(key) <= self.limits.key_nbytes:
+                continue
             if key_nbytes(key) > self.limits.key_nbytes:
                 raise LimitError(
                     f"{self.where()}: a dict key of {key_nbytes(key)} bytes is longer than the limit of "

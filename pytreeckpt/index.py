@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import msgpack
 import numpy as np
@@ -23,8 +22,7 @@ FILES: Final = [["", 0, b""]]
 IntArray = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 
-@dataclass(frozen=True, slots=True)
-class ArrayEntry:
+class ArrayEntry(NamedTuple):
     """An array as the index tells it. `axes`, `cuts`: section 7; `chunk_counts`: per box, empty if the array is
     inline.
     """
@@ -74,11 +72,11 @@ class Index:
     chunks: Chunks
     first_chunk: list[int]
     inline_offset: list[int]
+    sizes: list[int]
 
     def nbytes(self, array: int) -> int:
         """Bytes of an array in C order."""
-        entry = self.arrays[array]
-        return math.prod(entry.shape) * self.dtypes[entry.dtype].itemsize
+        return self.sizes[array]
 
 
 def pack(values: Sequence[int] | Sequence[float], dtype: str) -> bytes:

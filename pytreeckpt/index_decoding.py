@@ -64,11 +64,11 @@ def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
         )
     descriptors = [_frozen(entry, _MAX_NESTING) for entry in document["dtypes"]]
     dtypes = [parse(descriptor) for descriptor in descriptors]
-    arrays = _decode_arrays(document["arrays"], dtypes)
+    arrays, sizes = _decode_arrays(document["arrays"], dtypes)
     check_first_use([entry.dtype for entry in arrays], len(dtypes), rule="D-3", what="dtypes")
     if len(set(descriptors)) != len(descriptors):
         raise CorruptionError("the dtype table has an entry twice", rule="D-3")
-    inline_offset = _locate_inline(arrays, dtypes, len(document["inline"]))
+    inline_offset = _locate_inline(arrays, sizes, len(document["inline"]))
     validate_nodes(nodes, len(arrays))
     _check_scalars(nodes, arrays)
     # Compared as bytes, because False equals 0.
@@ -76,7 +76,7 @@ def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
         raise CorruptionError("the file table is not the one entry for this file", rule="C-1")
     chunks = _decode_chunks(document["chunks"])
     first_chunk = _check_chunks(arrays, dtypes, chunks, index_offset, limits)
-    return Index(nodes, dtypes, descriptors, arrays, document["inline"], chunks, first_chunk, inline_offset)
+    return Index(nodes, dtypes, descriptors, arrays, document["inline"], chunks, first_chunk, inline_offset, sizes)
 
 
 def _unpack(raw: bytes) -> Any:
@@ -207,7 +207,8 @@ def _frozen(value: Any, depth: int) -> Any:
     return tuple(_frozen(item, depth - 1) for item in value)
 
 
-def _decode_arrays(document: dict[str, bytes], dtypes: list[AnyDType]) -> list[ArrayEntry]:
+def _decode_arrays(document: dict[str, bytes], dtypes: list[AnyDType]) -> tuple[list[ArrayEntry], list[int]]:
+    """The array table, and the bytes of each array."""
     dtype_ids: list[int] = _column(document, "dtype", "<u4").tolist()
     ranks = document["rank"]
     layouts = document["layout"]
@@ -222,23 +223,34 @@ def _decode_arrays(document: dict[str, bytes], dtypes: list[AnyDType]) -> list[A
     take_cuts = _Taker(_column(document, "cuts", "<u8").tolist())
     take_counts = _Taker(_column(document, "chunk_counts", "<u4").tolist())
     arrays: list[ArrayEntry] = []
+    sizes: list[int] = []
+    plain: dict[tuple[int, Shape], tuple[ArrayEntry, int]] = {}
     for dtype_id, rank, layout in zip(dtype_ids, ranks, layouts, strict=True):
         if dtype_id >= len(dtypes):
             raise CorruptionError(f"an array has dtype {dtype_id} of {len(dtypes)}", rule="D-3")
         shape = take_extents(rank)
+        if not layout and (dtype_id, shape) in plain:
+            # Large trees have many small arrays of few shapes.
+            entry, nbytes = plain[dtype_id, shape]
+            arrays.append(entry)
+            sizes.append(nbytes)
+            continue
         axes = take_axes(rank) if layout & HAS_AXES else None
         cuts = tuple(take_cuts(count) for count in take_cut_counts(rank)) if layout & HAS_CUTS else None
         entry = ArrayEntry(dtype_id, shape, axes, cuts)
         if layout or max(shape, default=0) >= 1 << 31:
             _check_layout(entry, chunked=bool(layout & CHUNKED))
-        _check_size(entry, dtypes[dtype_id].itemsize, chunked=bool(layout & CHUNKED))
+        nbytes = _checked_size(entry, dtypes[dtype_id].itemsize, chunked=bool(layout & CHUNKED))
         if layout & CHUNKED:
             n_boxes = 1 if cuts is None else math.prod(len(axis) + 1 for axis in cuts)
             entry = ArrayEntry(dtype_id, shape, axes, cuts, take_counts(n_boxes))
+        elif not layout:
+            plain[dtype_id, shape] = entry, nbytes
         arrays.append(entry)
+        sizes.append(nbytes)
     for take in (take_extents, take_axes, take_cut_counts, take_cuts, take_counts):
         take.finish()
-    return arrays
+    return arrays, sizes
 
 
 class _Taker:
@@ -275,18 +287,21 @@ def _check_layout(entry: ArrayEntry, *, chunked: bool) -> None:
         raise CorruptionError("an array without cuts, or not chunked, says that it has cuts", rule="A-3")
 
 
-def _check_size(entry: ArrayEntry, itemsize: int, *, chunked: bool) -> None:
+def _checked_size(entry: ArrayEntry, itemsize: int, *, chunked: bool) -> int:
     if max(itemsize, 1) * math.prod(extent for extent in entry.shape if extent) >= _MAX_NBYTES:
         raise CorruptionError(f"an array of shape {entry.shape} has 2^63 bytes or more", rule="A-4")
-    if math.prod(entry.shape) * itemsize == 0 and (chunked or entry.axes is not None):
+    nbytes = math.prod(entry.shape) * itemsize
+    if nbytes == 0 and (chunked or entry.axes is not None):
         raise CorruptionError("an array of zero bytes is chunked or has axes", rule="A-5")
+    return nbytes
 
 
-def _locate_inline(arrays: list[ArrayEntry], dtypes: list[AnyDType], inline_nbytes: int) -> list[int]:
-    sizes = [0 if entry.chunk_counts else math.prod(entry.shape) * dtypes[entry.dtype].itemsize for entry in arrays]
-    offsets = list(accumulate(sizes, initial=0))
-    if offsets.pop() != inline_nbytes:
-        raise CorruptionError(f"the inline arrays need {sum(sizes)} bytes, and there are {inline_nbytes}", rule="A-7")
+def _locate_inline(arrays: list[ArrayEntry], sizes: list[int], inline_nbytes: int) -> list[int]:
+    inline = (0 if entry.chunk_counts else nbytes for entry, nbytes in zip(arrays, sizes, strict=True))
+    offsets = list(accumulate(inline, initial=0))
+    needed = offsets.pop()
+    if needed != inline_nbytes:
+        raise CorruptionError(f"the inline arrays need {needed} bytes, and there are {inline_nbytes}", rule="A-7")
     return offsets
 
 

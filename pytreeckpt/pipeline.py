@@ -31,6 +31,7 @@ ReportProgress = Callable[[Progress], None]
 
 THREADS_VARIABLE = "PYTREECKPT_THREADS"
 _MAX_THREADS = 8
+_MIN_CHUNK_NBYTES = 32 << 10
 
 
 def default_threads() -> int:
@@ -44,6 +45,14 @@ def default_threads() -> int:
         len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
         _MAX_THREADS,
     )
+
+
+def threads_for(n_chunks: int, nbytes: int) -> int:
+    """How many threads to work on this many chunks of this many raw bytes in all: one if they are so small that most of
+    the work is Python's, which only one thread can do at a time.
+    """
+    threads = default_threads()
+    return threads if nbytes >= n_chunks * _MIN_CHUNK_NBYTES else 1
 
 
 class _Task(Generic[Item, Result]):

@@ -21,7 +21,7 @@ from pytreeckpt.dtypes import Descriptor, describe, has_padding
 from pytreeckpt.errors import LimitError
 from pytreeckpt.flatten import FlatTree
 from pytreeckpt.geometry import Box, Shape, grid, whole
-from pytreeckpt.index import ArrayEntry, Chunks, encode_index
+from pytreeckpt.index import ArrayEntry, Chunks, IntArray, encode_index
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes
 from pytreeckpt.planes import cut_of
@@ -47,7 +47,7 @@ INLINE_NBYTES = 256
 MAX_INLINE_NBYTES = 64 << 20
 # Items of more than a 64th of this are cut one by one, if their size is no multiple of the alignment.
 _MAX_STEP_NBYTES = 64 << 20
-_INDEX_LEVEL = 3
+_INDEX_LEVEL = 1
 
 
 class ChunkTask(NamedTuple):
@@ -71,19 +71,19 @@ class EncodedChunk(NamedTuple):
 
 
 class EncodedBatch(NamedTuple):
-    """Chunks that were encoded together: the bytes of them all, in pieces, and their rows of the chunk table but for
-    the offset: stored and raw length, codec.
+    """Chunks that were encoded together: the bytes of them all, in pieces, and a row for each of stored length, raw
+    length and codec.
     """
 
     pieces: Sequence[Buffer]
-    rows: Sequence[tuple[int, int, int]]
+    rows: IntArray
     checks: bytes
     digests: bytes
 
     @property
     def raw_nbytes(self) -> int:
         """Bytes of the arrays in these chunks."""
-        return sum(raw_nbytes for _, raw_nbytes, _ in self.rows)
+        return int(self.rows[:, 1].sum())
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,11 +122,15 @@ def plan_save(flat: FlatTree, limits: Limits) -> SavePlan:
     inline: list[bytes] = []
     inline_nbytes = 0
     tasks: list[ChunkTask] = []
+    # By the object, which lives as long as its array: a large tree has few dtypes and many arrays.
+    known: dict[int, int] = {}
     for number, array in enumerate(flat.arrays):
-        descriptor = describe(array.dtype)
-        dtype_id = dtype_ids.setdefault(descriptor, len(descriptors))
-        if dtype_id == len(descriptors):
-            descriptors.append(descriptor)
+        dtype_id = known.get(id(array.dtype))
+        if dtype_id is None:
+            descriptor = describe(array.dtype)
+            dtype_id = known[id(array.dtype)] = dtype_ids.setdefault(descriptor, len(descriptors))
+            if dtype_id == len(descriptors):
+                descriptors.append(descriptor)
         nbytes = array.nbytes
         small = nbytes <= INLINE_NBYTES and inline_nbytes + nbytes <= MAX_INLINE_NBYTES
         # N-11: the array of a scalar is not chunked, however long a text it is.
@@ -144,6 +148,9 @@ def plan_save(flat: FlatTree, limits: Limits) -> SavePlan:
 def _inline(array: AnyArray | ArraySource, dtype_id: int) -> tuple[ArrayEntry, bytes]:
     if not array.nbytes:
         return ArrayEntry(dtype_id, array.shape), b""
+    if type(array) is np.ndarray and array.dtype.kind in "biufc" and array.itemsize <= 8 and array.flags.c_contiguous:
+        # The most by far: neither padding nor another order.
+        return ArrayEntry(dtype_id, array.shape), array.tobytes()
     if isinstance(array, ArraySource):
         axes, _ = _layout(array)
         stored = np.zeros([array.shape[axis] for axis in axes] if axes else array.shape, array.dtype)
@@ -158,6 +165,8 @@ def _inline(array: AnyArray | ArraySource, dtype_id: int) -> tuple[ArrayEntry, b
 
 def _layout(source: ArraySource) -> tuple[Shape | None, tuple[Shape, ...] | None]:
     """The axes and the cuts of a source, or None where they say nothing. Raises `ValueError` if they break a rule."""
+    if source.axes is None and source.cuts is None and len(source.boxes) == 1:
+        return None, None
     in_order = tuple(range(len(source.shape)))
     axes = in_order if source.axes is None else tuple(source.axes)
     cuts = ((),) * len(axes) if source.cuts is None else tuple(tuple(axis) for axis in source.cuts)
@@ -213,7 +222,7 @@ def encode_batch(tasks: Sequence[ChunkTask], compression: Compression) -> Encode
     return EncodedBatch(
         # Many small pieces are as much work to write as large ones.
         pieces if len(chunks) == 1 else [b"".join(pieces)],
-        [(chunk.stored_nbytes, chunk.raw_nbytes, chunk.codec) for chunk in chunks],
+        np.array([(chunk.stored_nbytes, chunk.raw_nbytes, chunk.codec) for chunk in chunks], np.int64),
         b"".join([chunk.check for chunk in chunks]),
         b"".join([chunk.digest for chunk in chunks]),
     )
@@ -245,18 +254,18 @@ EncodeAll = Callable[
 def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map) -> Generator[Buffer, None, Written]:
     """The pieces of the file, in order. The generator's return value is a `Written`."""
     yield encode_preamble()
-    rows: list[tuple[int, int, int]] = []
+    rows: list[IntArray] = [np.empty((0, 3), np.int64)]
     checks: list[bytes] = []
     digests: list[bytes] = []
     batches = list(batched(plan.tasks))
     encoded = encode_all(lambda tasks: encode_batch(tasks, compression), batches)
     # Strict: a StopIteration from a source would end a `map` early, and with it the file.
     for _, batch in zip(batches, encoded, strict=True):
-        rows += batch.rows
+        rows.append(batch.rows)
         checks.append(batch.checks)
         digests.append(batch.digests)
         yield from batch.pieces
-    stored_sizes, raw_sizes, numbers = np.array(rows, np.int64).reshape(-1, 3).T
+    stored_sizes, raw_sizes, numbers = np.concatenate(rows).T
     ends = PREAMBLE_NBYTES + np.cumsum(-(-stored_sizes // ALIGNMENT) * ALIGNMENT)
     offsets = np.concatenate([[PREAMBLE_NBYTES], ends])
     at = int(offsets[-1])
@@ -281,6 +290,6 @@ def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map
         file_nbytes,
         plan.raw_nbytes + len(plan.inline),
         stored_total + len(plan.inline),
-        len(rows),
+        len(chunks),
         root.hex(),
     )

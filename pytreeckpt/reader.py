@@ -15,13 +15,14 @@ import numpy as np
 
 from pytreeckpt.arrays import AnyArray, copy_items
 from pytreeckpt.codecs import RAW
+from pytreeckpt.collection import paused_collection
 from pytreeckpt.errors import CorruptionError, LimitError, NotMappableError
 from pytreeckpt.geometry import Box
 from pytreeckpt.index import Index
 from pytreeckpt.limits import current_limits
 from pytreeckpt.nodes import ARRAY, SCALAR, walk
 from pytreeckpt.paths import Path
-from pytreeckpt.pipeline import Progress, ReportProgress, default_threads, ordered_map
+from pytreeckpt.pipeline import Progress, ReportProgress, ordered_map, threads_for
 from pytreeckpt.reading import (
     ChunkRead,
     ChunkRow,
@@ -100,21 +101,23 @@ class ArrayReader:
         and fresh ones for the others, in their saved memory order.
         """
         self._check_nbytes(sum(map(self.index.nbytes, wanted)))
-        arrays: dict[int, AnyArray] = {}
-        jobs: list[Job] = []
-        for array in wanted:
-            entry = self.index.arrays[array]
-            given = into.get(array) if into else None
-            if entry.chunk_counts:
-                logical = as_logical(empty_stored(self.index, array), entry) if given is None else given
-                stored = logical if entry.axes is None else logical.transpose(entry.axes)
-                jobs += self._whole_jobs(array, stored)
-            elif given is None:
-                logical = as_logical(inline_array(self.index, array), entry)
-            else:
-                logical = given
-                copy_items(logical, as_logical(inline_array(self.index, array), entry))
-            arrays[array] = logical
+        with paused_collection():
+            arrays: dict[int, AnyArray] = {}
+            jobs: list[Job] = []
+            rows = _Rows(self.index)
+            for array in wanted:
+                entry = self.index.arrays[array]
+                given = into.get(array) if into else None
+                if entry.chunk_counts:
+                    logical = as_logical(empty_stored(self.index, array), entry) if given is None else given
+                    stored = logical if entry.axes is None else logical.transpose(entry.axes)
+                    jobs += self._whole_jobs(array, stored, rows)
+                elif given is None:
+                    logical = as_logical(inline_array(self.index, array), entry)
+                else:
+                    logical = given
+                    copy_items(logical, as_logical(inline_array(self.index, array), entry))
+                arrays[array] = logical
         total = sum(job.row.raw for job in jobs)
         done = 0
         for run, errors in self.read(jobs, verify=verify, threads=threads):
@@ -135,7 +138,7 @@ class ArrayReader:
                 "raise it with pytreeckpt.limits(arrays_nbytes=…), or read a part with select= or a slice"
             )
 
-    def _whole_jobs(self, array: int, stored: AnyArray) -> Iterable[Job]:
+    def _whole_jobs(self, array: int, stored: AnyArray, table: _Rows) -> Iterable[Job]:
         """What there is to read for a whole array, which is to go to `stored`, in stored order."""
         entry = self.index.arrays[array]
         itemsize = stored.itemsize
@@ -144,7 +147,9 @@ class ArrayReader:
         # The items of each chunk are one run of its memory: no second copy.
         memory = flat_bytes(stored)
         first = self.index.first_chunk[array]
-        rows = chunk_rows(self.index, first, first + entry.chunk_counts[0])
+        rows = table.take(first, entry.chunk_counts[0])
+        if len(rows) == 1:
+            return [Job(array, first, rows[0], itemsize, memory)]
         ends = accumulate((row.raw for row in rows), initial=0)
         return [
             Job(array, number, row, itemsize, memory[start:stop])
@@ -174,7 +179,7 @@ class ArrayReader:
         """Do the jobs, in threads; after each run of them, in their order, what was wrong with it."""
         advice = _ADVICE if advice is None else advice
         runs = list(_runs(jobs))
-        n_threads = default_threads() if threads is None else threads
+        n_threads = threads_for(len(jobs), sum(job.row.raw for job in jobs)) if threads is None else threads
         errors = ordered_map(lambda run: self._read_run(run, verify=verify, advice=advice), runs, threads=n_threads)
         return zip(runs, errors, strict=True)
 
@@ -271,6 +276,22 @@ class ArrayReader:
             if progress is not None:
                 progress(Progress(done, total))
             yield from errors
+
+
+class _Rows:
+    """Rows of the chunk table, made many at a time."""
+
+    def __init__(self, index: Index) -> None:
+        self.index = index
+        self.first = 0
+        self.rows: list[ChunkRow] = []
+
+    def take(self, first: int, count: int) -> list[ChunkRow]:
+        """`count` rows from `first` on."""
+        if first < self.first or first + count > self.first + len(self.rows):
+            self.first = first
+            self.rows = chunk_rows(self.index, first, min(first + max(count, 1024), len(self.index.chunks)))
+        return self.rows[first - self.first : first - self.first + count]
 
 
 def _placer(read: ChunkRead, region: Box, out: AnyArray) -> Callable[[memoryview], None]:

@@ -9,7 +9,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 
@@ -109,8 +109,7 @@ def read_index(source: RangedSource, footer: Footer, limits: Limits) -> Index:
         raise LimitError(f"an index of {footer.index_raw_nbytes} bytes needs more memory than there is") from None
 
 
-@dataclass(frozen=True, slots=True)
-class ChunkRow:
+class ChunkRow(NamedTuple):
     """A row of the chunk table. Offset and lengths in bytes."""
 
     offset: int
@@ -206,6 +205,12 @@ def as_logical(stored: AnyArray, entry: ArrayEntry) -> AnyArray:
 
 def inline_array(index: Index, array: int) -> AnyArray:
     """A copy of an inline array, in stored order."""
+    entry = index.arrays[array]
+    dtype = index.dtypes[entry.dtype]
+    if dtype.kind in "biufc" and entry.axes is None:
+        # Where numpy copies items bit by bit, which it does not promise for others.
+        view: AnyArray = np.ndarray(entry.shape, dtype, index.inline, index.inline_offset[array])
+        return view.copy()
     stored = empty_stored(index, array)
     start = index.inline_offset[array]
     flat_bytes(stored)[:] = memoryview(index.inline)[start : start + stored.nbytes]

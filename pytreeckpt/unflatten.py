@@ -196,6 +196,8 @@ class _Backwards:
         if len(result) != count:
             raise CorruptionError(f"{self.where(position)}: a dict has the same key twice", rule="N-6")
         for key in keys:
+            if type(key) is str and 4 * len(key) <= self.limits.key_nbytes:
+                continue
             if key_nbytes(key) > self.limits.key_nbytes:
                 raise LimitError(
                     f"{self.where(position)}: a dict key is longer than the limit of {self.limits.key_nbytes} bytes; "

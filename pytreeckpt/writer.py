@@ -8,7 +8,7 @@ from typing import cast
 from pytreeckpt.codecs import Compression
 from pytreeckpt.commit import Durability, IfExists, LinkFile, Operation, RenameFile, Target, commit
 from pytreeckpt.errors import CheckpointExistsError, NotDurableError, PytreeckptError
-from pytreeckpt.pipeline import Progress, ReportProgress, default_threads, ordered_map
+from pytreeckpt.pipeline import Progress, ReportProgress, ordered_map, threads_for
 from pytreeckpt.planning import ChunkTask, EncodedBatch, SavePlan, Written, stream
 from pytreeckpt.storage import Storage, storage_error, with_errno
 
@@ -28,9 +28,9 @@ def write_checkpoint(
     if if_exists == "error" and storage.exists(path):
         raise CheckpointExistsError(f'{path} exists; choose another path, or if_exists="replace"')
     target = storage.target(path)
-    n_threads = default_threads() if threads is None else threads
     done = 0
     total = plan.raw_nbytes
+    n_threads = threads_for(len(plan.tasks), total) if threads is None else threads
 
     def encode_all(
         function: Callable[[Sequence[ChunkTask]], EncodedBatch], batches: Iterable[Sequence[ChunkTask]]

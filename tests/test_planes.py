@@ -148,7 +148,7 @@ def test_what_lacks_entropy_is_coded_and_what_does_not_is_left(array, most, code
 def test_a_level_is_never_larger_than_auto(array, level):
     if array.nbytes == 0:
         return
-    large = np.resize(array.reshape(-1), 20_000 // array.itemsize + 1)
+    large = np.tile(array.reshape(-1), 20_000 // array.nbytes + 1)
     assert stored_part(large, level)[1] <= stored_part(large)[1]
     assert stored_part(large)[1] <= 1
 
