@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.figures import OURS, OURS_RAW
+from benchmarks.figures import OURS, OURS_MAPPED, OURS_RAW
 from benchmarks.states import BFLOAT16, Tree, flatten, map_leaves
 
 
@@ -119,7 +119,7 @@ def _same(tree: Tree) -> Tree:
 # pytreeckpt
 
 
-def _pytreeckpt(name: str, compression: Any, notes: str) -> Candidate:
+def _pytreeckpt(name: str, compression: Any, notes: str, *, mmap: bool = False) -> Candidate:
     def save(state: Any, path: Path) -> None:
         import pytreeckpt as ptc
 
@@ -133,7 +133,7 @@ def _pytreeckpt(name: str, compression: Any, notes: str) -> Candidate:
     def restore(path: Path, _state: Any) -> Any:
         import pytreeckpt as ptc
 
-        return ptc.restore(path)
+        return ptc.restore(path, mmap=mmap)
 
     def restore_into(path: Path, state: Any) -> Any:
         import pytreeckpt as ptc
@@ -146,9 +146,9 @@ def _pytreeckpt(name: str, compression: Any, notes: str) -> Candidate:
         with ptc.open(path) as checkpoint:
             return checkpoint["w"][start:stop], None
 
-    return Candidate(
-        name, "pytreeckpt", ("pytreeckpt",), notes, _same, save, save_durable, restore, restore_into, read_rows
-    )
+    # What is mapped has memory of its own only where it is written to.
+    into = None if mmap else restore_into
+    return Candidate(name, "pytreeckpt", ("pytreeckpt",), notes, _same, save, save_durable, restore, into, read_rows)
 
 
 # safetensors
@@ -326,6 +326,9 @@ def _savez_restore_into(path: Path, state: Any) -> Any:
 CANDIDATES: tuple[Candidate, ...] = (
     _pytreeckpt(OURS, "auto", "compressed; every byte verified when read; replaces atomically"),
     _pytreeckpt(OURS_RAW, "none", "every byte verified when read; replaces atomically"),
+    _pytreeckpt(
+        OURS_MAPPED, "none", "as the one before; the file is mapped, copied on write; nothing in place", mmap=True
+    ),
     Candidate(
         "safetensors",
         "safetensors",

@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 OURS = "pytreeckpt"
 OURS_RAW = "pytreeckpt none"
+OURS_MAPPED = "pytreeckpt mmap"
 
 
 @dataclass(frozen=True, slots=True)

@@ -62,6 +62,10 @@ class BytesSource:
         """The length of the whole."""
         return len(self.data)
 
+    def view(self, start: int, stop: int) -> memoryview:
+        """The bytes from `start` to `stop`, where they are."""
+        return self.data[start:stop]
+
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Copy from the memory."""
         for buffer in buffers:
@@ -145,6 +149,10 @@ def read_chunk(source: RangedSource, row: ChunkRow, itemsize: int, out: memoryvi
 
     Without `verify` neither check nor digest is computed; what decoding itself finds is still an error.
     """
+    if isinstance(source, BytesSource):
+        # It is in memory already.
+        decode_chunk(row, source.view(row.offset, row.end), itemsize, out, verify=verify)
+        return
     gap = row.end - row.offset - row.stored
     if row.codec == RAW.number and gap:
         # Into its place at once.

@@ -10,7 +10,7 @@ from benchmarks import states
 from benchmarks.candidates import CANDIDATES, is_installed, remove, stored_nbytes, sync_to_disk, version
 from benchmarks.codec import CODECS, as_bytes
 from benchmarks.exactness import as_array, differences
-from benchmarks.figures import OURS, OURS_RAW
+from benchmarks.figures import OURS, OURS_MAPPED, OURS_RAW
 from benchmarks.slices import ROW_NITEMS
 from benchmarks.states import BFLOAT16, flatten, leaves, map_leaves, nbytes_of
 
@@ -104,7 +104,7 @@ def test_a_codec_gives_back_what_it_compressed(codec, dtype, threads):
 
 def test_pytreeckpt_takes_part_and_all_have_different_names():
     names = [candidate.name for candidate in CANDIDATES]
-    assert names[:2] == [OURS, OURS_RAW]
+    assert names[:3] == [OURS, OURS_RAW, OURS_MAPPED]
     assert len(set(names)) == len(names) >= 9
     assert {codec.name for codec in CODECS} == {OURS, "ZipNN"}
     assert all(candidate.notes for candidate in CANDIDATES)

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import report
-from benchmarks.figures import OURS, OURS_RAW, Entrant, Failure, Figure, Results, read, to_text
+from benchmarks.figures import OURS, OURS_MAPPED, OURS_RAW, Entrant, Failure, Figure, Results, read, to_text
 from benchmarks.plots import charts, draw
 from benchmarks.targets import TARGETS, judge
 
@@ -42,7 +42,7 @@ OPERATIONS = ("save", "save, durable", "restore", "restore in place")
 def synthetic(ours_s: float = 0.1, theirs_s: float = 1.0) -> Results:
     """Results in which pytreeckpt takes `ours_s` for everything, and each peer `theirs_s`."""
     figures = []
-    for candidate in (OURS, OURS_RAW, *PEERS):
+    for candidate in (OURS, OURS_RAW, OURS_MAPPED, *PEERS):
         time_s = ours_s if candidate.startswith("pytreeckpt") else theirs_s
         times = (time_s, time_s * 0.9, time_s * 1.1)
         for data in ("float32", "bfloat16", "mixed"):
@@ -65,7 +65,7 @@ def synthetic(ours_s: float = 0.1, theirs_s: float = 1.0) -> Results:
             for suffix in ("", ", 1 thread"):
                 for operation in ("compress", "decompress"):
                     figures.append(Figure("codec", data, candidate, operation + suffix, "s", 1000, (time_s,)))
-    names = (OURS, OURS_RAW, *PEERS, "ZipNN")
+    names = (OURS, OURS_RAW, OURS_MAPPED, *PEERS, "ZipNN")
     return Results(MACHINE, SETTINGS, tuple(Entrant(name, "1.2", f"notes on {name}") for name in names), tuple(figures))
 
 
