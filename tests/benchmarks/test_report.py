@@ -96,7 +96,8 @@ def test_the_limits_are_those_that_were_set():
     assert stated["decompress in memory, against ZipNN"] == ("≥", 1.3)
     assert stated["durable save, against safetensors and fsync"] == ("≥", 1)
     assert stated["durable save, uncompressed, against the same"] == ("≥", 1.1)
-    assert stated["restore, uncompressed and every byte verified, against safetensors"] == ("≥", 1.3)
+    copied = "restore, uncompressed and every byte verified, against safetensors (numpy, which copies)"
+    assert stated[copied] == stated["the same, mapped, against safetensors (torch, which maps)"] == ("≥", 1.3)
     assert stated["restore, against torch.load"] == ("≥", 1.3)
     assert stated["save, against flax msgpack"] == ("≥", 6)
     assert stated["save, against torch DCP"] == ("≥", 1.2)

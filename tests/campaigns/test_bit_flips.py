@@ -66,7 +66,17 @@ def tiny_file() -> bytes:
         return ptc.encode(tree)
 
 
-FILES = pytest.mark.parametrize("make", [small_file, larger_file, tiny_file], ids=lambda make: make.__name__)
+def planes_file() -> bytes:
+    """A chunk of planes of each size of word."""
+    weights = np.random.default_rng(3).standard_normal(4200) * 0.02
+    data = ptc.encode({name: weights.astype(name)[: 8400 // np.dtype(name).itemsize] for name in ("f2", "f4", "f8")})
+    assert [part.name for part in regions(data)].count("planes chunk") == 3
+    return data
+
+
+FILES = pytest.mark.parametrize(
+    "make", [small_file, larger_file, tiny_file, planes_file], ids=lambda make: make.__name__
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +246,15 @@ def test_a_flipped_bit_is_detected_with_every_compression(compression, path, rec
     data = ptc.encode(small_tree(), compression=compression)
     counts = changed_bytes(data, path, bit_flips(data, range(0, len(data), 29)))
     all_detected(counts, f"fast slice, compression={compression!r}", record_property)
+
+
+def test_a_flipped_bit_of_planes_is_detected(path, record_property):
+    data = planes_file()
+    # All of the headers of the chunks, and every 211th byte.
+    headers = {at for part in regions(data) if part.name == "planes chunk" for at in range(part.start, part.start + 40)}
+    counts = changed_bytes(data, path, bit_flips(data, sorted(headers | set(range(0, len(data), 211)))))
+    all_detected(counts, "fast slice, planes", record_property)
+    assert counts.files["planes chunk"] >= 8 * len(headers)
 
 
 def _chunk_bytes(data: bytes) -> list[tuple[int, Region]]:
