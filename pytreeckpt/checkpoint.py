@@ -118,6 +118,7 @@ class Checkpoint:
         """The leaves with their paths, in order: `ArrayRef` for arrays, values for all else; an empty container
         counts as a leaf.
         """
+        self.check_structure()
         for visit in walk(self.index.nodes):
             if visit.is_leaf and not visit.attribute:
                 yield Path(visit.path), self.leaf(visit)
@@ -173,6 +174,8 @@ class Checkpoint:
     ) -> Any:
         """The tree, or what `select` matches of it; the options are those of `pytreeckpt.restore`."""
         builder = Builder(to, types)
+        if select is not None or like is not None:
+            self.check_structure()
         visits = (
             [visit for visit in walk(self.index.nodes) if visit.is_leaf]
             if select is not None or like is not None
@@ -284,4 +287,5 @@ class Checkpoint:
 
     def damage(self, *, progress: ReportProgress | None = None) -> Iterator[CorruptionError]:
         """Check every chunk; the errors, one per damaged chunk, that reading would raise."""
+        self.check_structure()
         return self._reader.damage(range(len(self.index.arrays)), progress=progress)

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import accumulate, pairwise
@@ -58,9 +59,11 @@ class Paths:
     def by_array(self) -> Mapping[int, list[str]]:
         """The texts of the paths of each array."""
         found: dict[int, list[str]] = {}
-        for visit in walk(self.index.nodes):
-            if visit.kind in {ARRAY, SCALAR}:
-                found.setdefault(self.index.nodes.arrays[visit.entry], []).append(str(Path(visit.path)))
+        # The structure of the tree may not have been checked yet, and then it ends where it breaks a rule.
+        with suppress(IndexError):
+            for visit in walk(self.index.nodes):
+                if visit.kind in {ARRAY, SCALAR}:
+                    found.setdefault(self.index.nodes.arrays[visit.entry], []).append(str(Path(visit.path)))
         return found
 
     def first(self, array: int) -> str:
