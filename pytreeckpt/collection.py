@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Generator
 from contextlib import contextmanager
 
 
 @contextmanager
-def paused_collection() -> Iterator[None]:
+def paused_collection() -> Generator[None]:
     """Do not collect garbage meanwhile, if that is on.
 
     For as long as it takes to make the records of a large tree, not for I/O: all of them stay, and looking through them
