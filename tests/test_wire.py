@@ -61,7 +61,8 @@ def test_a_file_cut_anywhere_or_continued_is_refused(tree, data):
         ptc.decode(file + data.draw(st.binary(min_size=1)))
 
 
-@given(st.binary())
+# Hypothesis knows the magic from our source; what begins with it is the next test's.
+@given(st.binary().filter(lambda data: not data.startswith(MAGIC)))
 def test_arbitrary_bytes_are_no_checkpoint(data):
     with pytest.raises(ptc.NotACheckpointError) as caught:
         ptc.decode(data)
