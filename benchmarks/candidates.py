@@ -6,6 +6,7 @@ hold. Where its API wants a flat dict, flattening is not counted against it.
 
 from __future__ import annotations
 
+import importlib
 import importlib.metadata
 import importlib.util
 import os
@@ -154,56 +155,40 @@ def _pytreeckpt(name: str, compression: Any, notes: str, *, mmap: bool = False) 
 # safetensors
 
 
-def _safetensors_save(state: Any, path: Path) -> None:
-    from safetensors.numpy import save_file
+def _safetensors(
+    name: str, module: str, prepare: Callable[[Tree], Any], copy: Callable[[Any, Any], object]
+) -> Candidate:
+    """`module`: safetensors' own for a framework, "numpy" or "torch", whose `copy(target, values)` fills an array."""
+    framework = {"numpy": "numpy", "torch": "pt"}[module]
 
-    save_file(state, path)
+    def functions() -> Any:
+        return importlib.import_module(f"safetensors.{module}")
 
-
-def _safetensors_restore(path: Path, _state: Any) -> Any:
-    from safetensors.numpy import load_file
-
-    return load_file(path)
-
-
-def _safetensors_restore_into(path: Path, state: Any) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="numpy") as file:
-        for name, array in state.items():
-            np.copyto(array, file.get_tensor(name))
-    return state
-
-
-def _safetensors_rows(framework: str) -> Callable[[Path, int, int], tuple[Any, object]]:
-    def read_rows(path: Path, start: int, stop: int) -> tuple[Any, object]:
+    def opened(path: Path) -> Any:
         from safetensors import safe_open
 
-        file = safe_open(path, framework=framework)
+        return safe_open(path, framework=framework)
+
+    def save(state: Any, path: Path) -> None:
+        functions().save_file(state, path)
+
+    def restore(path: Path, _state: Any) -> Any:
+        return functions().load_file(path)
+
+    def restore_into(path: Path, state: Any) -> Any:
+        with opened(path) as file:
+            for key, target in state.items():
+                copy(target, file.get_tensor(key))
+        return state
+
+    def read_rows(path: Path, start: int, stop: int) -> tuple[Any, object]:
+        file = opened(path)
         return file.get_slice("w")[start:stop], file
 
-    return read_rows
-
-
-def _safetensors_torch_save(state: Any, path: Path) -> None:
-    from safetensors.torch import save_file
-
-    save_file(state, path)
-
-
-def _safetensors_torch_restore(path: Path, _state: Any) -> Any:
-    from safetensors.torch import load_file
-
-    return load_file(path)
-
-
-def _safetensors_torch_restore_into(path: Path, state: Any) -> Any:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        for name, tensor in state.items():
-            tensor.copy_(file.get_tensor(name))
-    return state
+    modules = ("safetensors",) if module == "numpy" else ("safetensors", module)
+    notes = f"{module}; no digest; flat names only"
+    durable = _then_sync(save)
+    return Candidate(name, "safetensors", modules, notes, prepare, save, durable, restore, restore_into, read_rows)
 
 
 # torch
@@ -329,30 +314,8 @@ CANDIDATES: tuple[Candidate, ...] = (
     _pytreeckpt(
         OURS_MAPPED, "none", "as the one before; the file is mapped, copied on write; nothing in place", mmap=True
     ),
-    Candidate(
-        "safetensors",
-        "safetensors",
-        ("safetensors",),
-        "numpy; no digest; flat names only",
-        flatten,
-        _safetensors_save,
-        _then_sync(_safetensors_save),
-        _safetensors_restore,
-        _safetensors_restore_into,
-        _safetensors_rows("numpy"),
-    ),
-    Candidate(
-        "safetensors torch",
-        "safetensors",
-        ("safetensors", "torch"),
-        "torch; no digest; flat names only",
-        _as_flat_torch,
-        _safetensors_torch_save,
-        _then_sync(_safetensors_torch_save),
-        _safetensors_torch_restore,
-        _safetensors_torch_restore_into,
-        _safetensors_rows("pt"),
-    ),
+    _safetensors("safetensors", "numpy", flatten, np.copyto),
+    _safetensors("safetensors torch", "torch", _as_flat_torch, lambda tensor, values: tensor.copy_(values)),
     Candidate(
         "torch.save",
         "torch",

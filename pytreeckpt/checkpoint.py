@@ -126,9 +126,8 @@ class Checkpoint:
     def leaf(self, visit: Visit) -> object:
         """The leaf of the lazy tree that was visited."""
         if visit.kind == n.ARRAY:
-            # A reference to an array of rank 0 is neither true nor false.
-            ref = self._refs[visit.entry]
-            return self[Path(visit.path)] if ref is None else ref
+            self.check_structure()
+            return self._refs[visit.entry]
         if visit.kind == n.SCALAR:
             return self._scalar(visit.entry)
         if visit.kind < n.LIST:

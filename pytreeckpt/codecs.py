@@ -106,7 +106,7 @@ _MIN_FLOATS_NBYTES = 2 << 10
 _SAMPLE_NBYTES = 4 << 10
 _SAMPLE_RUNS = 4
 # What coding has to leave of a plane or chunk to be worth the time that decoding takes, and what finding matches has to
-# leave of what entropy coding alone does, to be worth three times its time.
+# leave of what entropy coding alone does, to be worth a multiple of its time.
 _WORTHWHILE = 0.97
 _WORTH_MATCHING = 0.85
 
@@ -137,15 +137,14 @@ def encode_chunk(raw: memoryview, itemsize: int, compression: Compression, cut: 
     "auto" looks at a sample to decide, for each plane, whether and how to code it. A level tries that level as well, on
     the planes and on the whole, and takes what is smallest. "none" stores raw, so that arrays can be mapped.
     """
-    as_it_is = Encoded(RAW, [raw])
     if compression == "none":
-        return as_it_is
+        return Encoded(RAW, [raw])
     if len(raw) > itemsize and (item := encode_fill(raw, itemsize)) is not None:
         return Encoded(FILL, [item])
     quick = _encode_auto(raw, cut)
     if not isinstance(compression, int):
         return quick
-    candidates = [as_it_is, quick, Encoded(ZSTD, [zstd.compress(raw, compression)])]
+    candidates = [quick, Encoded(ZSTD, [zstd.compress(raw, compression)])]
     if cut is not None:
         candidates += [_of_planes(raw, each, [compression] * len(each.widths)) for each in (cut, cut.finer)]
     return min(candidates, key=lambda encoded: encoded.nbytes)

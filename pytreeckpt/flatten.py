@@ -19,6 +19,7 @@ from pytreeckpt.keys import (
     equality_form,
     is_element,
     is_key,
+    is_too_long,
     key_nbytes,
     sorted_elements,
 )
@@ -176,9 +177,7 @@ class _Builder:
                     raise self.bad_key(key)
             elif cls not in PLAIN_KEY_TYPES:
                 raise self.bad_key(key)
-            if cls is str and 4 * len(key) <= self.limits.key_nbytes:
-                continue
-            if key_nbytes(key) > self.limits.key_nbytes:
+            if is_too_long(key, self.limits.key_nbytes):
                 raise LimitError(
                     f"{self.where()}: a dict key of {key_nbytes(key)} bytes is longer than the limit of "
                     f"{self.limits.key_nbytes}; raise it with pytreeckpt.limits(key_nbytes=…)"

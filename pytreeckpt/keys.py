@@ -63,6 +63,14 @@ def check_hashes(values: Sequence[object]) -> None:
 _MAX_SAME_HASH = 256
 
 
+def is_too_long(key: object, max_nbytes: int) -> bool:
+    """Whether the texts, bytes and integers in a dict key take more than `max_nbytes` bytes."""
+    # A character takes at most 4: most keys need not be encoded to be measured.
+    if type(key) is str and 4 * len(key) <= max_nbytes:
+        return False
+    return key_nbytes(key) > max_nbytes
+
+
 def key_nbytes(key: object) -> int:
     """Bytes of the texts, bytes and integers in a dict key."""
     match key:

@@ -39,7 +39,7 @@ def start_writeback(descriptor: int, offset: int, nbytes: int) -> None:
 
 def reserve(descriptor: int, offset: int, nbytes: int) -> None:
     """Have the file system set blocks aside for `nbytes` bytes of a file from `offset` on, in one piece, which makes
-    writing them cheaper by a quarter. The length of the file stays what it is; truncating it gives the rest back.
+    writing them cheaper. The length of the file stays what it is; truncating it gives the rest back.
     """
     call = _system_call("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
     if call is not None:

@@ -8,6 +8,7 @@ import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from itertools import accumulate
 from typing import Any, Final
 
 import numpy as np
@@ -222,12 +223,8 @@ def unpack_planes(stored: memoryview, raw_nbytes: int, itemsize: int) -> tuple[C
             f"planes of words of {word} bytes, rotated by {rotation}, for items of {itemsize} bytes", rule="P-1"
         )
     widths = tuple(width for width, _, _ in entries)
-    below = word
-    for width in widths:
-        below -= width
-        if width not in {1, 2, 4, 8} or below < 0 or below % width:
-            raise CorruptionError(f"words of {word} bytes cannot be cut into planes of {widths}", rule="P-2")
-    if below:
+    below = [word - end for end in accumulate(widths)]
+    if below[-1] or any(width not in _UINTS or rest % width for width, rest in zip(widths, below, strict=True)):
         raise CorruptionError(f"words of {word} bytes cannot be cut into planes of {widths}", rule="P-2")
     planes: list[Plane] = []
     for width, codec, nbytes in entries:

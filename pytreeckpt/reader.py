@@ -47,6 +47,7 @@ from pytreeckpt.scratch import scratch
 
 # Chunks that follow each other in the file are read at once, up to this many bytes, stored and raw.
 _RUN_NBYTES: Final = 1 << 20
+_ADVICE: Final = ". `pytreeckpt verify` lists all damaged leaves; restore(select=…) reads the others"
 
 
 class Paths:
@@ -170,19 +171,20 @@ class ArrayReader:
             else:
                 yield Job(array, read.row, row, out.itemsize, put=_placer(read, region, out))
 
-    def jobs(self, array: int, table: _Rows | None = None) -> list[Job]:
-        """What there is to read for an array that goes nowhere. `table`: to make the rows for many arrays at once."""
-        entry = self.index.arrays[array]
-        first = self.index.first_chunk[array]
-        rows = (_Rows(self.index) if table is None else table).take(first, sum(entry.chunk_counts))
-        itemsize = self.index.dtypes[entry.dtype].itemsize
-        return [Job(array, number, row, itemsize) for number, row in enumerate(rows, first)]
+    def jobs(self, wanted: Sequence[int]) -> Iterator[Job]:
+        """What there is to read for these arrays if they go nowhere, in their order."""
+        table = _Rows(self.index)
+        for array in wanted:
+            entry = self.index.arrays[array]
+            first = self.index.first_chunk[array]
+            itemsize = self.index.dtypes[entry.dtype].itemsize
+            for number, row in enumerate(table.take(first, sum(entry.chunk_counts)), first):
+                yield Job(array, number, row, itemsize)
 
     def read(
-        self, jobs: Sequence[Job], *, verify: bool = True, threads: int | None = None, advice: str | None = None
+        self, jobs: Sequence[Job], *, verify: bool = True, threads: int | None = None, advice: str = _ADVICE
     ) -> Iterator[tuple[Sequence[Job], Sequence[CorruptionError]]]:
         """Do the jobs, in threads; after each run of them, in their order, what was wrong with it."""
-        advice = _ADVICE if advice is None else advice
         runs = list(_runs(jobs))
         n_threads = threads_for(len(jobs), sum(job.row.raw for job in jobs)) if threads is None else threads
         errors = ordered_map(lambda run: self._read_run(run, verify=verify, advice=advice), runs, threads=n_threads)
@@ -202,17 +204,16 @@ class ArrayReader:
         errors: list[CorruptionError] = []
         for job in run:
             row = job.row
+            part = None if stored is None else stored[row.offset - begin : row.end - begin]
             try:
-                if stored is not None and row.codec == RAW.number and job.out is None and job.put is None:
+                if part is not None and row.codec == RAW.number and job.out is None and job.put is None:
                     # To be checked only, which it can be where it is.
-                    part = stored[row.offset - begin : row.end - begin]
                     check_chunk(row, part[: row.stored], part[row.stored :], verify=verify)
                     continue
                 out = scratch("raw", row.raw).data if job.out is None else job.out
-                if stored is None:
+                if part is None:
                     read_chunk(self.source, row, job.itemsize, out, verify=verify)
                 else:
-                    part = stored[row.offset - begin : row.end - begin]
                     decode_chunk(row, part, job.itemsize, out, verify=verify)
                 if job.put is not None:
                     job.put(out)
@@ -283,10 +284,8 @@ class ArrayReader:
         """Read and check every chunk of these arrays; the errors that reading them would raise."""
         # A chunk may stand in the table many times (C-6), and is read once, for the first leaf that has it.
         by_offset: dict[int, Job] = {}
-        table = _Rows(self.index)
-        for array in wanted:
-            for job in self.jobs(array, table):
-                by_offset.setdefault(job.row.offset, job)
+        for job in self.jobs(wanted):
+            by_offset.setdefault(job.row.offset, job)
         jobs = [by_offset[offset] for offset in sorted(by_offset)]
         total = sum(job.row.raw for job in jobs)
         done = 0
@@ -330,6 +329,3 @@ def _runs(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
         raw_nbytes += row.raw
     if jobs:
         yield jobs[begin:]
-
-
-_ADVICE: Final = ". `pytreeckpt verify` lists all damaged leaves; restore(select=…) reads the others"

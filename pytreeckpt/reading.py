@@ -149,19 +149,11 @@ def read_chunk(source: RangedSource, row: ChunkRow, itemsize: int, out: memoryvi
 
     Without `verify` neither check nor digest is computed; what decoding itself finds is still an error.
     """
-    if isinstance(source, BytesSource):
-        # It is in memory already.
-        decode_chunk(row, source.view(row.offset, row.end), itemsize, out, verify=verify)
-        return
-    gap = row.end - row.offset - row.stored
-    if row.codec == RAW.number and gap:
+    gap = memoryview(bytearray(row.end - row.offset - row.stored))
+    if row.codec == RAW.number:
         # Into its place at once.
-        tail = memoryview(bytearray(gap))
-        source.read_into(row.offset, [out, tail])
-        check_chunk(row, out, tail, verify=verify)
-    elif row.codec == RAW.number:
-        source.read_into(row.offset, [out])
-        check_chunk(row, out, b"", verify=verify)
+        source.read_into(row.offset, [out, gap])
+        check_chunk(row, out, gap, verify=verify)
     else:
         stored = scratch("stored", row.end - row.offset).data
         source.read_into(row.offset, [stored])

@@ -13,7 +13,7 @@ import numpy as np
 
 from pytreeckpt import nodes as n
 from pytreeckpt.errors import CorruptionError, LimitError
-from pytreeckpt.keys import bigint_bytes, check_hashes, check_key_depth, equality_form, key_nbytes, key_string
+from pytreeckpt.keys import bigint_bytes, check_hashes, check_key_depth, equality_form, is_too_long, key_string
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes, path_at
 from pytreeckpt.objects import ClassKind, ObjectType
@@ -196,9 +196,7 @@ class _Backwards:
         if len(result) != count:
             raise CorruptionError(f"{self.where(position)}: a dict has the same key twice", rule="N-6")
         for key in keys:
-            if type(key) is str and 4 * len(key) <= self.limits.key_nbytes:
-                continue
-            if key_nbytes(key) > self.limits.key_nbytes:
+            if is_too_long(key, self.limits.key_nbytes):
                 raise LimitError(
                     f"{self.where(position)}: a dict key is longer than the limit of {self.limits.key_nbytes} bytes; "
                     "raise it with pytreeckpt.limits(key_nbytes=…)"

@@ -48,7 +48,7 @@ _compressors = _Compressors()
 def compress(raw: Buffer, level: int) -> bytes:
     """One frame of `raw` that declares its content size and needs a window of at most 8 MiB.
 
-    `level`: 1 to 22, or `LITERALS` for Huffman coding without matches, three times as fast as level 1.
+    `level`: 1 to 22, or `LITERALS` for Huffman coding without matches, which is faster than any level.
     """
     key = (level, len(raw) > 1 << _MAX_WINDOW_LOG)
     # Taken out while it is at work, so that what an error leaves behind is not used again.

@@ -137,10 +137,8 @@ def of_arrays(
     found = {array: of_values(inline_array(index, array)) for array in numeric if not index.arrays[array].chunk_counts}
     parts: dict[int, Statistics] = {}
     jobs = [
-        job._replace(put=partial(_put, parts, job.number, index.dtypes[index.arrays[array].dtype]))
-        for array in numeric
-        if array not in found
-        for job in reader.jobs(array)
+        job._replace(put=partial(_put, parts, job.number, index.dtypes[index.arrays[job.array].dtype]))
+        for job in reader.jobs([array for array in numeric if array not in found])
     ]
     total = sum(job.row.raw for job in jobs)
     done = 0
