@@ -99,9 +99,11 @@ def codec_of(number: int) -> Codec:
 Compression = str | int
 _LEVELS = range(1, 23)
 _FAST_LEVEL = 1
-# Smaller chunks are not worth a look at their planes, and fewer floats no look at all.
+# Smaller chunks are not worth a look at their planes, and fewer floats no look at all; and where small chunks hardly
+# count, smaller ones are not.
 _MIN_PLANES_NBYTES = 8 << 10
 _MIN_FLOATS_NBYTES = 2 << 10
+_MIN_NBYTES_OF_FEW = 512
 # A sample is runs of this many bytes, a multiple of any word, from all over the chunk.
 _SAMPLE_NBYTES = 4 << 10
 _SAMPLE_RUNS = 4
@@ -131,8 +133,11 @@ class Encoded(NamedTuple):
         return sum(map(len, self.pieces))
 
 
-def encode_chunk(raw: memoryview, itemsize: int, compression: Compression, cut: Cut | None = None) -> Encoded:
+def encode_chunk(
+    raw: memoryview, itemsize: int, compression: Compression, cut: Cut | None = None, *, few_small: bool = False
+) -> Encoded:
     """How to store `raw`: a function of these arguments alone. `cut`: how its items may be cut into planes.
+    `few_small`: whether small chunks are few, so that even they may take their time.
 
     "auto" looks at a sample to decide, for each plane, whether and how to code it. A level tries that level as well, on
     the planes and on the whole, and takes what is smallest. "none" stores raw, so that arrays can be mapped.
@@ -141,7 +146,7 @@ def encode_chunk(raw: memoryview, itemsize: int, compression: Compression, cut: 
         return Encoded(RAW, [raw])
     if len(raw) > itemsize and (item := encode_fill(raw, itemsize)) is not None:
         return Encoded(FILL, [item])
-    quick = _encode_auto(raw, cut)
+    quick = _encode_auto(raw, cut, few_small=few_small)
     if not isinstance(compression, int):
         return quick
     candidates = [quick, Encoded(ZSTD, [zstd.compress(raw, compression)])]
@@ -154,8 +159,8 @@ def encode_chunk(raw: memoryview, itemsize: int, compression: Compression, cut: 
 _Mode = int | None
 
 
-def _encode_auto(raw: memoryview, cut: Cut | None) -> Encoded:
-    if len(raw) < _MIN_PLANES_NBYTES:
+def _encode_auto(raw: memoryview, cut: Cut | None, *, few_small: bool) -> Encoded:
+    if len(raw) < (_MIN_NBYTES_OF_FEW if few_small else _MIN_PLANES_NBYTES):
         few_floats = cut is not None and cut.rotation and len(raw) < _MIN_FLOATS_NBYTES
         return Encoded(RAW, [raw]) if few_floats else _of_whole(raw, _FAST_LEVEL)
     sample = _sample(raw)

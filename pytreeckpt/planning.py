@@ -48,6 +48,8 @@ MAX_INLINE_NBYTES = 64 << 20
 # Items of more than a 64th of this are cut one by one, if their size is no multiple of the alignment.
 _MAX_STEP_NBYTES = 64 << 20
 _INDEX_LEVEL = 1
+# Small chunks are few among the large ones if all together have at least this many bytes on average.
+_FEW_SMALL_MEAN_NBYTES = 256 << 10
 
 
 class ChunkTask(NamedTuple):
@@ -101,6 +103,11 @@ class SavePlan:
     def raw_nbytes(self) -> int:
         """Bytes of all chunked arrays."""
         return sum((task.stop - task.start) * task.source.dtype.itemsize for task in self.tasks)
+
+    @property
+    def few_small(self) -> bool:
+        """Whether the small chunks are so few among the large ones that nobody waits for them."""
+        return self.raw_nbytes >= _FEW_SMALL_MEAN_NBYTES * len(self.tasks)
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,9 +222,9 @@ def batched(tasks: Sequence[ChunkTask]) -> Iterator[Sequence[ChunkTask]]:
         yield tasks[begin:]
 
 
-def encode_batch(tasks: Sequence[ChunkTask], compression: Compression) -> EncodedBatch:
+def encode_batch(tasks: Sequence[ChunkTask], compression: Compression, *, few_small: bool) -> EncodedBatch:
     """Stage, compress and digest chunks. Safe to call from several threads, and deterministic."""
-    chunks = [encode_task(task, compression) for task in tasks]
+    chunks = [encode_task(task, compression, few_small=few_small) for task in tasks]
     pieces = [piece for chunk in chunks for piece in chunk.pieces]
     return EncodedBatch(
         # Many small pieces are as much work to write as large ones.
@@ -228,14 +235,14 @@ def encode_batch(tasks: Sequence[ChunkTask], compression: Compression) -> Encode
     )
 
 
-def encode_task(task: ChunkTask, compression: Compression) -> EncodedChunk:
+def encode_task(task: ChunkTask, compression: Compression, *, few_small: bool) -> EncodedChunk:
     """Stage, compress and digest one chunk."""
     dtype = task.source.dtype
     items = task.source.boxes[task.box](task.start, task.stop)
     raw = items.view(np.uint8).data
     if raw.nbytes != (task.stop - task.start) * dtype.itemsize:
         raise ValueError(f"an ArraySource gave {raw.nbytes} bytes for its items {task.start} to {task.stop}")
-    codec, pieces = encode_chunk(raw, dtype.itemsize, compression, cut_of(dtype))
+    codec, pieces = encode_chunk(raw, dtype.itemsize, compression, cut_of(dtype), few_small=few_small)
     stored_nbytes = sum(map(len, pieces))
     digest = xxh128(raw)
     # C-5: one hash is enough for a raw chunk.
@@ -258,7 +265,8 @@ def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map
     checks: list[bytes] = []
     digests: list[bytes] = []
     batches = list(batched(plan.tasks))
-    encoded = encode_all(lambda tasks: encode_batch(tasks, compression), batches)
+    few_small = plan.few_small
+    encoded = encode_all(lambda tasks: encode_batch(tasks, compression, few_small=few_small), batches)
     # Strict: a StopIteration from a source would end a `map` early, and with it the file.
     for _, batch in zip(batches, encoded, strict=True):
         rows.append(batch.rows)

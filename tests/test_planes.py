@@ -144,6 +144,16 @@ def test_what_lacks_entropy_is_coded_and_what_does_not_is_left(array, most, code
         assert found is codec
 
 
+def test_small_arrays_are_cut_where_they_are_few_beside_large_ones():
+    small = {f"bias {n}": GAUSSIAN[:384].astype("float32") for n in range(10)}
+    large = {"weight": np.zeros(1 << 20, "float32")}
+    alone = ptc.encode(small)
+    beside = ptc.encode({**small, **large})
+    # 0.9 of them, and the large one as good as nothing.
+    assert len(beside) < len(alone) - 10 * 100
+    assert ptc.decode(beside)["bias 9"].tobytes() == small["bias 9"].tobytes()
+
+
 @given(some.arrays(), st.integers(1, 22))
 def test_a_level_is_never_larger_than_auto(array, level):
     if array.nbytes == 0:
