@@ -15,12 +15,13 @@ from pytreeckpt.arrays import AnyArray, array_identity, copy_items
 from pytreeckpt.build import Builder
 from pytreeckpt.expand import make_expand
 from pytreeckpt.geometry import Shape, extent, is_injective
+from pytreeckpt.mismatches import mismatch
 from pytreeckpt.navigation import descend
 from pytreeckpt.nodes import Visit
 from pytreeckpt.objects import Expansion, class_name
 from pytreeckpt.paths import Path
 from pytreeckpt.references import ArrayRef
-from pytreeckpt.template import Leaf, Template, is_number, match_path, mismatch, number_for, take_apart
+from pytreeckpt.template import Leaf, Template, is_number, match_path, number_for, take_apart
 
 if TYPE_CHECKING:
     from pytreeckpt.checkpoint import Checkpoint
@@ -120,7 +121,13 @@ def match_template(
         sources.append(source)
     unexpected = [str(Path(visit.path)) for visit in stored.values()]
     if mismatched or (strict and (missing or unexpected)):
-        raise mismatch(missing, unexpected, mismatched)
+        raise mismatch(
+            "the checkpoint does not have the structure of the template",
+            missing,
+            unexpected,
+            mismatched,
+            advice="strict=False keeps the template's values for what is missing and ignores what is unexpected",
+        )
     return Match(template, sources, _fillable(template.leaves, sources))
 
 

@@ -19,11 +19,11 @@ import numpy as np
 
 from pytreeckpt.adapters import InPlace, LeafTemplate, active_adapters
 from pytreeckpt.arrays import AnyArray, ArraySource
-from pytreeckpt.errors import LimitError, StructureMismatchError, UnsupportedTypeError
+from pytreeckpt.errors import LimitError, UnsupportedTypeError
 from pytreeckpt.expand import make_expand
 from pytreeckpt.limits import current_limits
 from pytreeckpt.objects import ClassKind, Expansion, is_atomic
-from pytreeckpt.paths import DictKey, Field, Index, Path, Step, suggest
+from pytreeckpt.paths import DictKey, Field, Index, Path, Step
 
 MatchPath = tuple[Step, ...]
 _NUMBERS = (bool, int, float, complex, np.generic)
@@ -192,29 +192,3 @@ def _both_nan(a: object, b: object) -> bool:
 def is_number(value: object) -> bool:
     """Whether a value is a Python or numpy number, which a template lets stand for each other."""
     return isinstance(value, _NUMBERS) and not isinstance(value, np.flexible | np.datetime64 | np.timedelta64)
-
-
-def mismatch(
-    missing: Sequence[str],
-    unexpected: Sequence[str],
-    mismatched: Sequence[str],
-) -> StructureMismatchError:
-    """One error for all differences, with what is there instead of what is missing."""
-    lines = ["the checkpoint does not have the structure of the template"]
-    lines += [f"  missing     {path or 'the root'}{_suggest(path, unexpected)}" for path in missing[:_SHOWN]]
-    lines += [f"  … and {len(missing) - _SHOWN} more missing"] if len(missing) > _SHOWN else []
-    lines += [f"  unexpected  {path or 'the root'}" for path in unexpected[:_SHOWN]]
-    lines += [f"  … and {len(unexpected) - _SHOWN} more unexpected"] if len(unexpected) > _SHOWN else []
-    lines += [f"  mismatched  {line}" for line in mismatched[:_SHOWN]]
-    lines += [f"  … and {len(mismatched) - _SHOWN} more mismatched"] if len(mismatched) > _SHOWN else []
-    if missing or unexpected:
-        lines.append("strict=False keeps the template's values for what is missing and ignores what is unexpected")
-    return StructureMismatchError("\n".join(lines), missing=missing, unexpected=unexpected, mismatched=mismatched)
-
-
-_SHOWN = 20
-
-
-def _suggest(path: str, candidates: Sequence[str]) -> str:
-    close = suggest(path, (candidate for candidate in candidates if candidate != path), count=1, cutoff=0.6)
-    return f" (did you mean {close[0]}?)" if close else ""

@@ -1,0 +1,162 @@
+"""Pytrees as parts of a training: train states, optimizer states, parameters, modules of Equinox, keys."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from jax.sharding import Sharding
+
+from pytreeckpt import UnsupportedTypeError
+from pytreeckpt.training import Differences, Part, Role, class_name
+from pytreeckpt_jax.arrays import build_array, build_keys, is_keys
+from pytreeckpt_jax.names import Name, is_array, is_nnx, is_stored, leaves_by_name, nested, text, unnested
+from pytreeckpt_jax.placement import from_array, place
+
+_CONTAINERS = (dict, list, tuple)
+
+
+def is_pytree(value: object) -> bool:
+    """Whether a value is more than plain containers of plain values: it holds an array, or a registered class. Objects
+    of nnx are not a part of it: they are changed where they are.
+    """
+    found = False
+    stack = [value]
+    while stack:
+        each = stack.pop()
+        if type(each) in _CONTAINERS:
+            items: Any = each.values() if isinstance(each, dict) else each
+            stack.extend(items)
+        elif is_nnx(each):
+            return False
+        else:
+            found = found or is_array(each) or not jax.tree_util.all_leaves([each])
+    return found
+
+
+def capture_pytree(tree: object) -> dict[str, object]:
+    """`class`, and `leaves` by name; what is no array or number is the program's, and left out."""
+    names, leaves, _ = leaves_by_name(tree)
+    stored = [(name, leaf) for name, leaf in zip(names, leaves, strict=True) if is_stored(leaf)]
+    return {
+        "class": class_name(tree),
+        "leaves": nested([name for name, _ in stored], [leaf for _, leaf in stored]),
+    }
+
+
+def compare(
+    owner: str, wanted: Mapping[Name, Any], saved: Mapping[Name, Any], *, cast: bool
+) -> tuple[Differences, set[Name]]:
+    """What does not fit between the leaves of a template and those of a checkpoint, and the names that do."""
+    differences = Differences(
+        [text(owner, name) for name in wanted if name not in saved],
+        [text(owner, name) for name in saved if name not in wanted],
+    )
+    fitting = {name for name in wanted if name in saved}
+    for name in fitting:
+        problem = _misfit(wanted[name], saved[name], cast=cast)
+        if problem is not None:
+            differences.mismatched.append(f"{text(owner, name)}: {problem}")
+    differences.mismatched.sort()
+    return differences, fitting
+
+
+def _misfit(wanted: Any, saved: Any, *, cast: bool) -> str | None:
+    if not is_stored(saved):
+        return f"the checkpoint has a {type(saved).__name__}"
+    ours, theirs = _shape(wanted), _shape(saved)
+    if ours != theirs:
+        return f"the template has shape {list(ours)}, the checkpoint {list(theirs)}"
+    if not is_array(wanted) or not is_array(saved):
+        # A count may be Python's before the first step and an array after it.
+        return None
+    if wanted.dtype == saved.dtype:
+        return None
+    if not cast or _holds_keys(wanted) or _holds_keys(saved):
+        hint = "" if _holds_keys(wanted) or _holds_keys(saved) else "; cast=True converts"
+        return f"the template has {wanted.dtype}, the checkpoint {saved.dtype}{hint}"
+    return None
+
+
+def _shape(value: Any) -> tuple[int, ...]:
+    return tuple(value.shape) if is_array(value) else ()
+
+
+def _holds_keys(value: Any) -> bool:
+    return isinstance(value, jax.Array | jax.ShapeDtypeStruct) and is_keys(value)
+
+
+def put(wanted: Any, saved: Any, sharding: Sharding | None) -> Any:
+    """What was saved, in the place of a leaf of a template: on its devices, or with the sharding given."""
+    if not is_array(saved):
+        return saved
+    if is_array(wanted) and saved.dtype != wanted.dtype:
+        saved = np.asarray(saved).astype(wanted.dtype)
+    if isinstance(wanted, np.ndarray):
+        return np.array(saved)
+    if sharding is None and is_array(wanted) and (isinstance(wanted, jax.ShapeDtypeStruct) or wanted.committed):
+        sharding = wanted.sharding
+    if not isinstance(saved, jax.Array):
+        return from_array(np.array(saved), sharding)
+    # Its weak type goes with it.
+    return place(saved, sharding) if sharding is not None else _uncommitted(saved)
+
+
+def _uncommitted(saved: jax.Array) -> jax.Array:
+    # Any: JAX's types do not know its options.
+    options: Any = jax.config
+    default = options.jax_default_device or jax.local_devices()[0]
+    if saved.devices() == {default} and not saved.committed:
+        return saved
+    if is_keys(saved):
+        return build_keys({"key_data": np.array(jax.random.key_data(saved)), "impl": str(jax.random.key_impl(saved))})
+    return build_array({"data": np.array(saved), "weak_type": bool(saved.weak_type)})
+
+
+def shardings_of(owner: str, sharding: object, tree: object) -> list[Sharding | None]:
+    """A sharding for each leaf of `tree`: one for all, or those of a tree of shardings that begins as `tree` does."""
+    if sharding is None or isinstance(sharding, Sharding):
+        return [sharding] * len(jax.tree_util.tree_leaves(tree))
+    try:
+        every = jax.tree.broadcast(sharding, tree, is_leaf=lambda each: each is None or isinstance(each, Sharding))
+    except ValueError as error:
+        raise ValueError(f"{owner}: the tree of shardings does not begin as the object does: {error}") from None
+    found: list[Any] = jax.tree_util.tree_leaves(every, is_leaf=lambda each: each is None)
+    for each in found:
+        if each is not None and not isinstance(each, Sharding):
+            raise UnsupportedTypeError(f"{owner}: a {type(each).__name__} is no jax.sharding.Sharding")
+    return found
+
+
+def plan_pytree(owner: str, tree: object, captured: Mapping[str, Any], *, sharding: object, cast: bool) -> Part:
+    """The template's structure with the leaves of the checkpoint."""
+    names, leaves, treedef = leaves_by_name(tree)
+    wanted = {name: leaf for name, leaf in zip(names, leaves, strict=True) if is_stored(leaf)}
+    saved = unnested(captured["leaves"])
+    differences, fitting = compare(owner, wanted, saved, cast=cast)
+    if captured["class"] != class_name(tree):
+        differences.notes.append(f"{owner} is a {class_name(tree)}, and was a {captured['class']}")
+    shardings = shardings_of(owner, sharding, tree)
+
+    def apply() -> object:
+        return jax.tree_util.tree_unflatten(
+            treedef,
+            [
+                put(leaf, saved[name], each) if name in fitting else leaf
+                for name, leaf, each in zip(names, leaves, shardings, strict=True)
+            ],
+        )
+
+    return Part(differences, apply)
+
+
+def pytree_role(shardings: Mapping[str, object], *, cast: bool) -> Role:
+    """`shardings`: by the names of objects."""
+    return Role(
+        "pytree",
+        is_pytree,
+        capture_pytree,
+        lambda name, tree, state: plan_pytree(name, tree, state, sharding=shardings.get(name), cast=cast),
+    )

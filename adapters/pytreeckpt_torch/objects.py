@@ -1,0 +1,118 @@
+"""Schedulers, scalers, generators, samplers, and whatever has a `state_dict`, as parts of a training."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LRScheduler
+from torch.utils.data import DataLoader, DistributedSampler, Sampler
+
+from pytreeckpt import UnsupportedTypeError
+from pytreeckpt.training import Differences, Part, Role, copied, stateful_role
+from pytreeckpt_torch.modules import as_tensor
+from pytreeckpt_torch.names import class_text
+
+
+def _class_differs(name: str, value: object, captured: Mapping[str, Any]) -> Differences:
+    differences = Differences()
+    cls = class_text(type(value))
+    if captured["class"] != cls:
+        differences.mismatched.append(f"{name}: this is a {cls}, the checkpoint has a {captured['class']}")
+    return differences
+
+
+def _applying(value: Any, load: Callable[[], object]) -> Callable[[], object]:
+    def apply() -> object:
+        load()
+        return value
+
+    return apply
+
+
+def _nested(scheduler: Any) -> list[object]:
+    """The classes of the schedulers that one is made of."""
+    return [[class_text(type(each)), _nested(each)] for each in getattr(scheduler, "_schedulers", ())]
+
+
+def _capture_scheduler(scheduler: Any) -> dict[str, object]:
+    return {
+        "class": class_text(type(scheduler)),
+        "schedulers": _nested(scheduler),
+        "state": copied(scheduler.state_dict()),
+    }
+
+
+def _plan_scheduler(name: str, scheduler: Any, captured: Mapping[str, Any]) -> Part:
+    differences = _class_differs(name, scheduler, captured)
+    if not differences.mismatched and captured["schedulers"] != _nested(scheduler):
+        differences.mismatched.append(
+            f"{name}: it is made of {_nested(scheduler)}, and in the checkpoint of {captured['schedulers']}"
+        )
+    return Part(differences, _applying(scheduler, lambda: scheduler.load_state_dict(copied(captured["state"]))))
+
+
+def _capture_scaler(scaler: torch.amp.GradScaler) -> dict[str, object]:
+    return {"class": class_text(type(scaler)), "enabled": scaler.is_enabled(), "state": copied(scaler.state_dict())}
+
+
+def _plan_scaler(name: str, scaler: torch.amp.GradScaler, captured: Mapping[str, Any]) -> Part:
+    differences = Differences()
+    if captured["enabled"] != scaler.is_enabled():
+        ours, theirs = ("enabled" if enabled else "disabled" for enabled in (scaler.is_enabled(), captured["enabled"]))
+        differences.mismatched.append(f"{name}: the scaler is {ours}, that of the checkpoint was {theirs}")
+    return Part(differences, _applying(scaler, lambda: scaler.load_state_dict(copied(captured["state"]))))
+
+
+def _capture_generator(generator: torch.Generator) -> dict[str, object]:
+    return {"device": str(generator.device), "state": generator.get_state()}
+
+
+def _plan_generator(name: str, generator: torch.Generator, captured: Mapping[str, Any]) -> Part:
+    differences = Differences()
+    if torch.device(captured["device"]).type != generator.device.type:
+        # A device has its own kind of generator, whose state says nothing to another's.
+        differences.mismatched.append(
+            f"{name}: the generator is on {generator.device}, that of the checkpoint was on {captured['device']}"
+        )
+    # Where it is on a device, its state is on the CPU all the same.
+    return Part(differences, _applying(generator, lambda: generator.set_state(as_tensor(captured["state"]).clone())))
+
+
+def _capture_sampler(sampler: DistributedSampler[Any]) -> dict[str, object]:
+    return {"class": class_text(type(sampler)), "epoch": sampler.epoch, "seed": sampler.seed}
+
+
+def _plan_sampler(name: str, sampler: DistributedSampler[Any], captured: Mapping[str, Any]) -> Part:
+    differences = _class_differs(name, sampler, captured)
+    if not differences.mismatched and captured["seed"] != sampler.seed:
+        differences.mismatched.append(f"{name}: the seed is {sampler.seed}, that of the checkpoint {captured['seed']}")
+    return Part(differences, _applying(sampler, lambda: sampler.set_epoch(captured["epoch"])))
+
+
+def _refuse(value: object) -> object:
+    cls = class_text(type(value))
+    if isinstance(value, DataLoader):
+        raise UnsupportedTypeError(
+            f"a {cls} does not know how far it is: use torchdata's StatefulDataLoader, or give the generator of its "
+            "sampler in generators=… and skip the batches that were seen"
+        )
+    raise UnsupportedTypeError(f"a {cls} has no state_dict: give its generator, in generators=…")
+
+
+def object_roles() -> list[Role]:
+    """Their roles."""
+    return [
+        Role("scheduler", lambda value: isinstance(value, LRScheduler), _capture_scheduler, _plan_scheduler),
+        Role("scaler", lambda value: isinstance(value, torch.amp.GradScaler), _capture_scaler, _plan_scaler),
+        Role("generator", lambda value: isinstance(value, torch.Generator), _capture_generator, _plan_generator),
+        Role("sampler", lambda value: isinstance(value, DistributedSampler), _capture_sampler, _plan_sampler),
+        stateful_role("state_dict", "load_state_dict"),
+        Role(
+            "data",
+            lambda value: isinstance(value, DataLoader | Sampler),
+            _refuse,
+            lambda _name, value, _state: Part(Differences(), lambda: _refuse(value)),
+        ),
+    ]

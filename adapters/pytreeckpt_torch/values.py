@@ -1,0 +1,91 @@
+"""Dicts and lists of plain values and tensors, such as a history of metrics or a shadow of averaged weights."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from pytreeckpt.training import Differences, Part, Role, copied
+from pytreeckpt_torch.modules import as_tensor
+
+
+def _plan(name: str, target: Any, saved: Any, *, cast: bool) -> Part:
+    differences = Differences()
+    copies: list[tuple[torch.Tensor, torch.Tensor]] = []
+    _compare(name, target, saved, differences, copies, cast=cast)
+
+    def apply() -> Any:
+        with torch.no_grad():
+            for mine, theirs in copies:
+                mine.copy_(theirs)
+        return _filled(target, saved)
+
+    return Part(differences, apply)
+
+
+def _compare(
+    name: str,
+    target: Any,
+    saved: Any,
+    differences: Differences,
+    copies: list[tuple[torch.Tensor, torch.Tensor]],
+    *,
+    cast: bool,
+) -> None:
+    if isinstance(target, torch.Tensor):
+        theirs = as_tensor(saved)
+        if not isinstance(theirs, torch.Tensor):
+            differences.mismatched.append(f"{name}: this is a tensor, the checkpoint has a {type(saved).__name__}")
+        elif theirs.shape != target.shape or (theirs.dtype != target.dtype and not cast):
+            differences.mismatched.append(
+                f"{name}: this has shape {list(target.shape)} and {target.dtype}, the checkpoint "
+                f"{list(theirs.shape)} and {theirs.dtype}"
+            )
+        else:
+            copies.append((target, theirs))
+    elif isinstance(target, dict) and isinstance(saved, dict):
+        for key, value in target.items():
+            if key in saved:
+                _compare(f"{name}/{key}", value, saved[key], differences, copies, cast=cast)
+            elif isinstance(value, torch.Tensor):
+                differences.missing.append(f"{name}/{key}")
+        if any(isinstance(value, torch.Tensor) for value in target.values()):
+            differences.unexpected += [f"{name}/{key}" for key in saved if key not in target]
+    elif isinstance(target, list) and isinstance(saved, list):
+        if len(target) == len(saved):
+            for index, (value, theirs) in enumerate(zip(target, saved, strict=True)):
+                _compare(f"{name}/{index}", value, theirs, differences, copies, cast=cast)
+        elif any(isinstance(value, torch.Tensor) for value in target):
+            differences.mismatched.append(f"{name}: this has {len(target)} items, the checkpoint {len(saved)}")
+    elif isinstance(target, dict | list):
+        differences.mismatched.append(
+            f"{name}: this is a {type(target).__name__}, the checkpoint has a {type(saved).__name__}"
+        )
+
+
+def _filled(target: Any, saved: Any) -> Any:
+    """The saved value, in the dicts, lists and tensors of the target where it has them."""
+    if isinstance(target, torch.Tensor):
+        return target
+    if isinstance(target, dict):
+        items = {key: _filled(target.get(key), value) for key, value in saved.items()}
+        kept = {key: value for key, value in target.items() if isinstance(value, torch.Tensor)}
+        target.clear()
+        target.update({**kept, **items})
+        return target
+    if isinstance(target, list):
+        same = len(target) == len(saved)
+        target[:] = [_filled(target[index] if same else None, value) for index, value in enumerate(saved)]
+        return target
+    return copied(saved)
+
+
+def value_role(*, cast: bool) -> Role:
+    """Of what stands for itself in the tree; as a target, of tensors, dicts and lists, which are filled."""
+    return Role(
+        None,
+        lambda value: isinstance(value, torch.Tensor | dict | list),
+        lambda value: value,
+        lambda name, target, saved: _plan(name, target, saved, cast=cast),
+    )

@@ -1,0 +1,60 @@
+"""The layout of the state of a training: a dict of its objects by name, and a header that says what each was."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Final
+
+from pytreeckpt.errors import FormatVersionError
+
+HEADER: Final = "training"
+RNG: Final = "rng"
+_LAYOUT: Final = 1
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What a tree says of itself under `"training"`.
+
+    `framework` and its `version`; `roles`: the role of each object by its name, or for a dict or list of objects
+    a dict or list of theirs. What has no role is a plain value.
+    """
+
+    framework: str
+    version: str
+    roles: Mapping[str, Any]
+
+    def as_tree(self) -> dict[str, object]:
+        """How it is stored."""
+        return {
+            "layout": _LAYOUT,
+            "framework": self.framework,
+            "version": self.version,
+            "roles": dict(self.roles),
+        }
+
+
+def header_of(tree: object) -> Header | None:
+    """The header of a tree, or None if the tree is no state of a training.
+
+    Raises `FormatVersionError` for one of a newer layout.
+    """
+    stored = tree.get(HEADER) if isinstance(tree, Mapping) else None
+    match stored:
+        case {"layout": int(layout), "framework": str(framework), "version": str(version), "roles": dict(roles)}:
+            if layout != _LAYOUT:
+                raise FormatVersionError(
+                    f"the state of a training has layout {layout}, and this pytreeckpt knows {_LAYOUT}; use a newer "
+                    "one, or take what you need from the tree itself",
+                    rule="layout",
+                )
+            return Header(framework, version, roles)
+    return None
+
+
+def check_names(names: Iterable[str]) -> None:
+    """Raise `ValueError` for a name that the layout needs itself."""
+    for name in names:
+        if name == HEADER:
+            raise ValueError(f"{name!r} is what the header of the state is called; give the object another name")
