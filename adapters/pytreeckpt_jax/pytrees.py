@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -18,9 +18,9 @@ from pytreeckpt_jax.placement import from_array, place
 _CONTAINERS = (dict, list, tuple)
 
 
-def is_pytree(value: object) -> bool:
-    """Whether a value is more than plain containers of plain values: it holds an array, or a registered class. Objects
-    of nnx are not a part of it: they are changed where they are.
+def _holds(value: object, wanted: Callable[[object], bool]) -> bool:
+    """Whether plain containers, or what is in them, hold something that is wanted. Objects of nnx are no part of a
+    pytree here: they are changed where they are.
     """
     found = False
     stack = [value]
@@ -32,8 +32,18 @@ def is_pytree(value: object) -> bool:
         elif is_nnx(each):
             return False
         else:
-            found = found or is_array(each) or not jax.tree_util.all_leaves([each])
+            found = found or wanted(each)
     return found
+
+
+def is_pytree(value: object) -> bool:
+    """Whether a value has registered classes in it, which a tree keeps by the names of their leaves."""
+    return _holds(value, lambda each: not is_array(each) and not jax.tree_util.all_leaves([each]))
+
+
+def is_plain(value: object) -> bool:
+    """Whether a value is arrays in plain containers, which a tree keeps as they are."""
+    return _holds(value, is_array) and not is_pytree(value)
 
 
 def capture_pytree(tree: object) -> dict[str, object]:
@@ -132,19 +142,32 @@ def shardings_of(owner: str, sharding: object, tree: object) -> list[Sharding | 
 
 def plan_pytree(owner: str, tree: object, captured: Mapping[str, Any], *, sharding: object, cast: bool) -> Part:
     """The template's structure with the leaves of the checkpoint."""
+    part = plan_leaves(owner, tree, unnested(captured["leaves"]), sharding=sharding, cast=cast)
+    if captured["class"] != class_name(tree):
+        part.differences.notes.append(f"{owner} is a {class_name(tree)}, and was a {captured['class']}")
+    return part
+
+
+def plan_plain(owner: str, tree: object, saved: object, *, sharding: object, cast: bool) -> Part:
+    """The same for a tree that was kept as it is."""
+    names, leaves, _ = leaves_by_name(saved)
+    return plan_leaves(owner, tree, dict(zip(names, leaves, strict=True)), sharding=sharding, cast=cast)
+
+
+def plan_leaves(owner: str, tree: object, saved: Mapping[Name, Any], *, sharding: object, cast: bool) -> Part:
+    """The structure of `tree` with the saved leaves."""
     names, leaves, treedef = leaves_by_name(tree)
     wanted = {name: leaf for name, leaf in zip(names, leaves, strict=True) if is_stored(leaf)}
-    saved = unnested(captured["leaves"])
-    differences, fitting = compare(owner, wanted, saved, cast=cast)
-    if captured["class"] != class_name(tree):
-        differences.notes.append(f"{owner} is a {class_name(tree)}, and was a {captured['class']}")
+    stored = {name: leaf for name, leaf in saved.items() if is_stored(leaf)}
+    differences, fitting = compare(owner, wanted, stored, cast=cast)
     shardings = shardings_of(owner, sharding, tree)
 
     def apply() -> object:
         return jax.tree_util.tree_unflatten(
             treedef,
             [
-                put(leaf, saved[name], each) if name in fitting else leaf
+                # A text, for example, is the checkpoint's where it has one.
+                put(leaf, saved[name], each) if name in fitting else saved.get(name, leaf)
                 for name, leaf, each in zip(names, leaves, shardings, strict=True)
             ],
         )
@@ -152,11 +175,19 @@ def plan_pytree(owner: str, tree: object, captured: Mapping[str, Any], *, shardi
     return Part(differences, apply)
 
 
-def pytree_role(shardings: Mapping[str, object], *, cast: bool) -> Role:
+def pytree_roles(shardings: Mapping[str, object], *, cast: bool) -> list[Role]:
     """`shardings`: by the names of objects."""
-    return Role(
-        "pytree",
-        is_pytree,
-        capture_pytree,
-        lambda name, tree, state: plan_pytree(name, tree, state, sharding=shardings.get(name), cast=cast),
-    )
+    return [
+        Role(
+            "pytree",
+            is_pytree,
+            capture_pytree,
+            lambda name, tree, state: plan_pytree(name, tree, state, sharding=shardings.get(name), cast=cast),
+        ),
+        Role(
+            None,
+            is_plain,
+            lambda value: value,
+            lambda name, tree, state: plan_plain(name, tree, state, sharding=shardings.get(name), cast=cast),
+        ),
+    ]

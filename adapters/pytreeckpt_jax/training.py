@@ -28,7 +28,7 @@ from pytreeckpt.training import (
     stateful_role,
 )
 from pytreeckpt_jax.nnx_objects import nnx_role
-from pytreeckpt_jax.pytrees import pytree_role
+from pytreeckpt_jax.pytrees import pytree_roles
 
 StrPath = str | os.PathLike[str]
 
@@ -36,11 +36,11 @@ StrPath = str | os.PathLike[str]
 def capture(*, rng: bool = True, **objects: object) -> dict[str, object]:
     """The state of a training as a tree of plain values and arrays, by the names that the objects are given.
 
-    An object is recognised by what it is, whatever its name: any pytree (linen's `TrainState` and its subclasses, optax
-    states, parameters, Equinox modules, keys), objects of nnx, generators of numpy and Python, whatever has
-    `state_dict` and `load_state_dict` or `get_state` and `set_state`, and dicts and lists of these. All else
-    (`epoch=3`, `config={…}`) stands for itself. Leaves that are neither arrays nor numbers, such as functions, belong
-    to the program, and are left out.
+    An object is recognised by what it is, whatever its name: pytrees of registered classes (linen's `TrainState` and
+    its subclasses, optax states, Equinox modules), objects of nnx, generators of numpy and Python, whatever has
+    `state_dict` and `load_state_dict` or `get_state` and `set_state`, and dicts and lists of these. Their leaves that
+    are neither arrays nor numbers, such as functions, belong to the program, and are left out. All else (parameters
+    and keys in plain containers, `epoch=3`, `config={…}`) stands for itself.
 
         tree = capture(state=train_state, key=key, epoch=epoch)
         tree = capture(model=model, optimizer=optimizer, rngs=rngs)
@@ -188,5 +188,5 @@ def _roles(shardings: Mapping[str, object], *, cast: bool) -> list[Role]:
         *generator_roles(),
         stateful_role("state_dict", "load_state_dict"),
         stateful_role("get_state", "set_state"),
-        pytree_role(shardings, cast=cast),
+        *pytree_roles(shardings, cast=cast),
     ]

@@ -19,16 +19,16 @@ _LAZY: Final = (UninitializedBuffer, UninitializedParameter)
 
 def capture_module(module: nn.Module) -> dict[str, object]:
     """`state`: the parameters, persistent buffers and extra states by their names without wrappers; None for a lazy
-    one without a shape. `frozen`: the parameters without a gradient. `layers`: the class, kind and configuration of
-    each module.
+    one without a shape. `buffers`: which of them are no parameters; `frozen`: the parameters without a gradient.
+    `layers`: the class, kind and configuration of each module.
     """
     state = module.state_dict()
+    keys = raw_keys(module, state)
+    parameters = parameters_by_name(module)
     return {
-        "state": {
-            name: None if isinstance(state[key], _LAZY) else copied(state[key])
-            for name, key in raw_keys(module, state).items()
-        },
-        "frozen": [name for name, parameter in parameters_by_name(module).items() if not parameter.requires_grad],
+        "state": {name: None if isinstance(state[key], _LAZY) else copied(state[key]) for name, key in keys.items()},
+        "buffers": [name for name in keys if name not in parameters],
+        "frozen": [name for name, parameter in parameters.items() if not parameter.requires_grad],
         "layers": layers_of(module),
     }
 

@@ -13,6 +13,7 @@ from typing import Any, Final
 from pytreeckpt import nodes as n
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.cli.encoding import Encoded, dumps, encode_item, encode_items, encode_object, encode_plain
+from pytreeckpt.cli.inspect_training import summary_of
 from pytreeckpt.cli.names import KIND_NAMES
 from pytreeckpt.cli.navigation import array_number, kind_at, unwrap
 from pytreeckpt.cli.outline import METADATA, Outline, n_shown, totals
@@ -52,6 +53,7 @@ def sections(
         "file": _file(checkpoint),
         "selection": {"path": None if selected.path is None else str(selected.path), "match": selected.pattern},
         "totals": _totals(outline, position),
+        "training": _training(checkpoint, selected),
         "metadata": _records(outline, METADATA, None).leaves,
         "leaves": found.leaves,
         "containers": found.containers,
@@ -75,6 +77,14 @@ def _file(checkpoint: Checkpoint) -> Record:
         "arrays": len(checkpoint.index.arrays),
         "chunks": len(checkpoint.index.chunks),
     }
+
+
+def _training(checkpoint: Checkpoint, selected: Selected) -> Record | None:
+    summary = summary_of(checkpoint, selected.outline) if selected.path is None and selected.pattern is None else None
+    if summary is None:
+        return None
+    objects = [{"name": name, "role": role, "text": text} for name, role, text in summary.facts]
+    return {"framework": summary.framework, "objects": objects}
 
 
 def _totals(outline: Outline, position: int) -> Record:

@@ -11,6 +11,7 @@ from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.cli.branches import Branch
 from pytreeckpt.cli.describe import Description, is_value
 from pytreeckpt.cli.inspect_array import array_lines
+from pytreeckpt.cli.inspect_training import summary_of, training_lines
 from pytreeckpt.cli.layout import Column, Line, Span, fields, paragraph, table
 from pytreeckpt.cli.names import dtype_text, path_text
 from pytreeckpt.cli.navigation import kind_at, unwrap
@@ -49,7 +50,10 @@ def report(
     outline, position = selected.outline, selected.position
     if selected.path is None:
         head = [*_header(source.checkpoint, selected, width), []]
-        head += _metadata(outline, width) if selected.pattern is None else []
+        if selected.pattern is None:
+            training = summary_of(source.checkpoint, outline)
+            head += training_lines(training, width) if training is not None else []
+            head += _metadata(outline, width)
         return head + _tree(selected, "tree", statistics, options, width)
     value = unwrap(outline, position).position
     if kind_at(outline, value) == n.ARRAY:

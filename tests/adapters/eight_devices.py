@@ -7,15 +7,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import pytreeckpt_jax
 from hypothesis import given
 from hypothesis import strategies as st
 from jax.sharding import Mesh, NamedSharding, PartitionSpec, SingleDeviceSharding
-from pytreeckpt_jax.placement import from_parts, place
-from pytreeckpt_jax.staging import HostCopy
 
 import pytreeckpt
+import pytreeckpt_jax
 from pytreeckpt import decode, encode, testing
+from pytreeckpt_jax.placement import from_parts, place
+from pytreeckpt_jax.staging import HostCopy
 
 ADAPTER: Any = pytreeckpt_jax.ADAPTER
 DEVICES = np.array(jax.devices())

@@ -17,16 +17,16 @@ import ml_dtypes
 import numpy as np
 import optax
 import pytest
-import pytreeckpt_jax
 from flax import nnx
 from flax.core import FrozenDict
 from flax.training.train_state import TrainState
 from hypothesis import given
 from hypothesis import strategies as st
-from pytreeckpt_jax.staging import HostCopy, check_storable
 
 import pytreeckpt
+import pytreeckpt_jax
 from pytreeckpt import ClassKind, UnsupportedTypeError, decode, encode, testing
+from pytreeckpt_jax.staging import HostCopy, check_storable
 from tests.adapters.jax_arrays import DTYPES, IMPLS, arrays, differences, from_bytes
 
 ADAPTER: Any = pytreeckpt_jax.ADAPTER

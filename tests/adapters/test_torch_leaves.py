@@ -4,16 +4,16 @@ from typing import Any
 
 import numpy as np
 import pytest
-import pytreeckpt_torch
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+
+import pytreeckpt
+import pytreeckpt_torch
+from pytreeckpt import UnsupportedTypeError, decode, encode, testing
 from pytreeckpt_torch.dtypes import DTYPES, NUMPY_OF
 from pytreeckpt_torch.dtypes import PACKED as PACKED_BY_NAME
 from pytreeckpt_torch.staging import StagedRuns, memory_order
-
-import pytreeckpt
-from pytreeckpt import UnsupportedTypeError, decode, encode, testing
 from tests.adapters.torch_tensors import PACKED, PLAIN, bits, differences, from_bytes, is_dense, tensors
 
 ADAPTER: Any = pytreeckpt_torch.ADAPTER

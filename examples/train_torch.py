@@ -1,0 +1,87 @@
+"""A training in PyTorch that may be stopped at any time, in whatever way, and goes on with the same command.
+
+    python examples/train_torch.py run            # stop it with Ctrl-C, kill -9 or a power cut, and run it again
+
+Dropout, a shuffling loader, mixed precision, a schedule and averaged weights all go on where they were: the losses
+that are printed, and the digest at the end, are those of a training that was never stopped.
+"""
+
+import argparse
+import hashlib
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torchdata.stateful_dataloader import StatefulDataLoader
+
+import pytreeckpt_torch as ptt
+
+N_ITEMS = 4096
+
+
+def spirals() -> torch.utils.data.TensorDataset:
+    """Two arms that wind around each other, and which of them a point is on."""
+    random = torch.Generator().manual_seed(1)
+    radius = torch.rand(N_ITEMS, generator=random)
+    arm = torch.randint(2, (N_ITEMS,), generator=random)
+    angle = 8 * radius + torch.pi * arm
+    noise = 0.02 * torch.randn(N_ITEMS, 2, generator=random)
+    points = torch.stack([radius * angle.cos(), radius * angle.sin()], 1) + noise
+    return torch.utils.data.TensorDataset(points, arm)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("run", type=Path, help="the folder of the run")
+    parser.add_argument("--epochs", type=int, default=12)
+    parser.add_argument("--save-every", type=int, default=25, metavar="STEPS")
+    options = parser.parse_args()
+    checkpoint = options.run / "latest.ptck"
+
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        *(nn.Linear(2, 128), nn.ReLU(), nn.Dropout(0.1)),
+        *(nn.Linear(128, 128), nn.ReLU(), nn.Dropout(0.1)),
+        nn.Linear(128, 2),
+    )
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    loader = StatefulDataLoader(spirals(), batch_size=64, shuffle=True)
+    objects = {
+        "model": model,
+        "optimizer": optimizer,
+        "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * len(loader)),
+        "scaler": torch.amp.GradScaler("cpu"),
+        "ema": AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99)),
+        "loader": loader,
+    }
+    losses: list[float] = []
+    epoch = 0
+    resumed = ptt.resume(checkpoint, missing_ok=True, losses=losses, **objects)
+    if resumed is not None:
+        epoch = resumed["epoch"]
+        print(f"resumed at step {len(losses)}, epoch {epoch}")
+
+    while epoch < options.epochs:
+        for points, arm in loader:
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16):
+                loss = nn.functional.cross_entropy(model(points), arm)
+            objects["scaler"].scale(loss).backward()
+            objects["scaler"].step(optimizer)
+            objects["scaler"].update()
+            objects["scheduler"].step()
+            objects["ema"].update_parameters(model)
+            losses.append(loss.item())
+            if len(losses) % options.save_every == 0:
+                ptt.save_training(checkpoint, epoch=epoch, losses=losses, **objects)
+                print(f"epoch {epoch}, step {len(losses)}: loss {sum(losses[-25:]) / 25:.4f}", flush=True)
+        epoch += 1
+    ptt.save_training(checkpoint, epoch=epoch, losses=losses, **objects)
+
+    weights = b"".join(value.numpy().tobytes() for value in objects["ema"].state_dict().values())
+    print(f"done: {len(losses)} steps, last loss {losses[-1]:.4f}, weights {hashlib.sha256(weights).hexdigest()[:16]}")
+
+
+if __name__ == "__main__":
+    main()
