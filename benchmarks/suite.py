@@ -19,7 +19,7 @@ import numpy as np
 from benchmarks import codec, extra_memory, report, save_restore, slices, states
 from benchmarks.candidates import CANDIDATES, Candidate, is_installed, version
 from benchmarks.codec import CODECS, Codec
-from benchmarks.figures import Entrant, Failure, Figure, Results, write
+from benchmarks.figures import Entrant, Failure, Figure, Results, read, write
 from benchmarks.machine import describe
 from benchmarks.rounds import Job, in_rounds
 from benchmarks.states import BFLOAT16, Tree, nbytes_of
@@ -28,7 +28,7 @@ FLOAT32 = np.dtype(np.float32)
 DTYPES = {"float32": FLOAT32, "bfloat16": BFLOAT16}
 # Some peers take minutes for a round of very many leaves: who takes too long for a part of them is left out.
 TRIAL_FRACTION = 50
-TRIAL_LIMIT_S = 4
+TRIAL_LIMIT_S = 1
 Part = tuple[tuple[Figure, ...], tuple[Failure, ...]]
 
 
@@ -163,6 +163,10 @@ CASES: dict[str, Callable[[Settings], Iterator[Part]]] = {
 }
 
 
+# The cases whose figures are of the case "state", and what their data are called.
+DATA_OF = {"minilm": "MiniLM", "float32": "float32", "bfloat16": "bfloat16", "mixed": "mixed"}
+
+
 def entrants(settings: Settings) -> tuple[Entrant, ...]:
     """Who takes part; the codec of a candidate with the same name is the candidate's."""
     named: dict[str, Candidate | Codec] = {one.name: one for one in (*settings.codecs, *settings.candidates)}
@@ -182,12 +186,42 @@ def run(settings: Settings, cases: Sequence[str], results: Results, json_path: P
     return results
 
 
+def added_to(earlier: Results, now: Results, cases: Sequence[str]) -> Results:
+    """The figures of an earlier run but for these cases, which are measured anew.
+
+    Raises `ValueError` if the machine, the versions or the settings were others.
+    """
+    for what, before, after in (
+        ("machine", earlier.machine, now.machine),
+        ("settings", earlier.settings, now.settings),
+    ):
+        if before != after:
+            apart = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
+            raise ValueError(f"it is of another {what}: {', '.join(apart)}")
+    names = {case for case in cases if case not in DATA_OF}
+    data = {DATA_OF[case] for case in cases if case in DATA_OF}
+
+    def is_kept(one: Figure | Failure) -> bool:
+        return one.case not in names and not (one.case == "state" and one.data.split()[0] in data)
+
+    return replace(
+        earlier,
+        figures=tuple(filter(is_kept, earlier.figures)),
+        failures=tuple(filter(is_kept, earlier.failures)),
+    )
+
+
 def arguments() -> argparse.ArgumentParser:
     """The options; sizes are given in the units that people think in."""
     names = [*dict.fromkeys(one.name for one in (*CANDIDATES, *CODECS))]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--candidates", nargs="+", choices=names, default=names, metavar="NAME", help=", ".join(names))
+    parser.add_argument(
+        "--add",
+        action="store_true",
+        help="keep the figures of other cases that are already in the file, of the same machine and settings",
+    )
     parser.add_argument("--quick", action="store_true", help="tiny sizes and one round: shows that it works")
     parser.add_argument("--rounds", type=int, help="timed rounds (7), after one that is discarded")
     parser.add_argument("--size", type=float, metavar="MIB", help="size of a state (512)")
@@ -242,7 +276,13 @@ def main() -> int:
             "memory_sizes_gib": list(memory_sizes),
         }
         machine = describe(Path(folder), ["numpy", "ml_dtypes", "jax", *(one.distribution for one in present)])
-        results = run(settings, options.cases, Results(machine, described, entrants(settings), ()), options.json)
+        results = Results(machine, described, entrants(settings), ())
+        if options.add:
+            try:
+                results = added_to(read(options.json), results, options.cases)
+            except ValueError as error:
+                parser.error(f"--add: {options.json}: {error}")
+        results = run(settings, options.cases, results, options.json)
     write(results, options.json)
     if not report.can_draw():
         print("matplotlib is not installed (`make bench` installs it): no plots", file=sys.stderr)

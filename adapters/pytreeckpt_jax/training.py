@@ -22,6 +22,7 @@ from pytreeckpt.training import (
     capture_objects,
     generator_roles,
     header_of,
+    leaves_for,
     of_rank,
     plan_globals,
     restore_objects,
@@ -129,15 +130,17 @@ def resume(
     progress: Callable[[ptc.Progress], None] | None = None,
     **objects: object,
 ) -> Restored | None:
-    """`pytreeckpt.restore`, and `restore_into` with these options. If arrays belong on several devices, they are
-    read to the CPU, and go from there.
+    """`pytreeckpt.restore`, and `restore_into` with these options. Objects of the checkpoint that are not given are
+    not read. If arrays belong on several devices, they are read to the CPU, and go from there.
 
     `missing_ok`: whether to return None, instead of raising `CheckpointNotFoundError`, if there is no checkpoint: the
     same program then begins a training and goes on with it.
     """
     try:
+        with ptc.open(path) as checkpoint:
+            select = leaves_for(checkpoint.tree, objects, rng=rng)
         with _reading_to(objects, sharding):
-            tree = ptc.restore(path, progress=progress)
+            tree = ptc.restore(path, select=select, progress=progress)
     except ptc.CheckpointNotFoundError:
         if missing_ok:
             return None

@@ -19,6 +19,7 @@ from pytreeckpt.training import (
     capture_objects,
     generator_roles,
     header_of,
+    leaves_for,
     restore_objects,
 )
 from pytreeckpt_torch.modules import capture_module, plan_module
@@ -117,13 +118,16 @@ def resume(
     progress: Callable[[ptc.Progress], None] | None = None,
     **objects: object,
 ) -> Restored | None:
-    """`pytreeckpt.restore`, and `restore_into` with these options.
+    """`pytreeckpt.restore`, and `restore_into` with these options. Objects of the checkpoint that are not given are
+    not read.
 
     `missing_ok`: whether to return None, instead of raising `CheckpointNotFoundError`, if there is no checkpoint: the
     same program then begins a training and goes on with it.
     """
     try:
-        tree = ptc.restore(path, progress=progress)
+        with ptc.open(path) as checkpoint:
+            select = leaves_for(checkpoint.tree, objects, rng=rng)
+        tree = ptc.restore(path, select=select, progress=progress)
     except ptc.CheckpointNotFoundError:
         if missing_ok:
             return None

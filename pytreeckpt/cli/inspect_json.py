@@ -53,12 +53,13 @@ def sections(
         "file": _file(checkpoint),
         "selection": {"path": None if selected.path is None else str(selected.path), "match": selected.pattern},
         "totals": _totals(outline, position),
-        "training": _training(checkpoint, selected),
         "metadata": _records(outline, METADATA, None).leaves,
         "leaves": found.leaves,
         "containers": found.containers,
         "attributes": found.attributes,
     }
+    if (training := _training(checkpoint, selected)) is not None:
+        document["training"] = training
     value = unwrap(outline, position).position
     if selected.path is not None and kind_at(outline, value) == n.ARRAY:
         document["chunks"] = Encoded([dumps(record) for record in _chunks(outline.index, array_number(outline, value))])

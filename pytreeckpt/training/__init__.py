@@ -5,7 +5,7 @@ back into it, what that came to, and the states of Python's and numpy's generato
 """
 
 from pytreeckpt.training.generators import capture_globals, generator_roles, plan_globals
-from pytreeckpt.training.layout import RNG, Header, check_names, header_of
+from pytreeckpt.training.layout import RNG, Header, check_names, header_of, leaves_for
 from pytreeckpt.training.parts import Differences, Part, Role, copied, differing
 from pytreeckpt.training.ranks import by_rank, of_rank
 from pytreeckpt.training.restored import Restored
@@ -28,6 +28,7 @@ __all__ = [
     "differing",
     "generator_roles",
     "header_of",
+    "leaves_for",
     "of_rank",
     "plan_globals",
     "restore_objects",

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from pytreeckpt.errors import FormatVersionError
+from pytreeckpt.paths import DictKey, Path
 
 HEADER: Final = "training"
 RNG: Final = "rng"
@@ -58,3 +59,21 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         if name == HEADER:
             raise ValueError(f"{name!r} is what the header of the state is called; give the object another name")
+
+
+def leaves_for(tree: object, names: Collection[str], *, rng: bool) -> Callable[[Path], bool] | None:
+    """Which leaves of a tree are needed to restore these objects (`select=`): plain values too, and other objects not;
+    `rng`: whether the states of the global generators are. None: all, because the tree does not say what it holds.
+    """
+    header = header_of(tree)
+    if header is None:
+        return None
+    left_out = {name for name in header.roles if name not in names}
+    if not rng:
+        left_out.add(RNG)
+
+    def is_needed(path: Path) -> bool:
+        first = path[0]
+        return not (isinstance(first, DictKey) and first.key in left_out)
+
+    return is_needed
