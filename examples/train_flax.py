@@ -82,20 +82,16 @@ def main() -> None:
     checkpoint = options.run / "latest.ptck"
 
     points, arms = spirals()
-    # Made anew for each epoch, and again when the training goes on within it.
     shuffler = np.random.default_rng(2)
-    losses: list[float] = []
-    # Of the first state only the structure is needed if there is a checkpoint.
+    # Of the state only the structure is needed if there is a checkpoint.
     template = jax.eval_shape(lambda: new_state(options.epochs))
+
     resumed = ptj.resume(checkpoint, missing_ok=True, state=template, shuffler=shuffler)
-    if resumed is None:
-        state, order = new_state(options.epochs), shuffler.permutation(N_ITEMS)
-    else:
+    if resumed:
         state, order, losses = resumed["state"], resumed["order"], resumed["losses"]
         print(f"resumed at step {len(losses)}")
-
-    def save() -> None:
-        ptj.save_training(checkpoint, state=state, shuffler=shuffler, order=order, losses=losses)
+    else:
+        state, order, losses = new_state(options.epochs), shuffler.permutation(N_ITEMS), []
 
     while len(losses) < options.epochs * STEPS_PER_EPOCH:
         at = len(losses) % STEPS_PER_EPOCH
@@ -105,9 +101,9 @@ def main() -> None:
         state, loss = train_step(state, points[batch], arms[batch])
         losses.append(float(loss))
         if len(losses) % options.save_every == 0:
-            save()
+            ptj.save_training(checkpoint, state=state, shuffler=shuffler, order=order, losses=losses)
             print(f"step {len(losses)}: loss {sum(losses[-25:]) / 25:.4f}", flush=True)
-    save()
+    ptj.save_training(checkpoint, state=state, shuffler=shuffler, order=order, losses=losses)
 
     weights = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params))
     print(f"done: {len(losses)} steps, last loss {losses[-1]:.4f}, weights {hashlib.sha256(weights).hexdigest()[:16]}")

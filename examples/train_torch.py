@@ -8,6 +8,7 @@ that are printed, and the digest at the end, are those of a training that was ne
 
 import argparse
 import hashlib
+import warnings
 from pathlib import Path
 
 import torch
@@ -39,6 +40,8 @@ def main() -> None:
     options = parser.parse_args()
     checkpoint = options.run / "latest.ptck"
 
+    # torchdata 0.11 calls something of torch 2.13 that it should not any more.
+    warnings.filterwarnings("ignore", "'set_vital' is deprecated", UserWarning)
     torch.manual_seed(0)
     model = nn.Sequential(
         *(nn.Linear(2, 128), nn.ReLU(), nn.Dropout(0.1)),
@@ -47,19 +50,22 @@ def main() -> None:
     )
     optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
     loader = StatefulDataLoader(spirals(), batch_size=64, shuffle=True)
+    scheduler = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * len(loader))
+    scaler = torch.amp.GradScaler("cpu")
+    ema = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+
     objects = {
         "model": model,
         "optimizer": optimizer,
-        "scheduler": torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, options.epochs * len(loader)),
-        "scaler": torch.amp.GradScaler("cpu"),
-        "ema": AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(0.99)),
+        "scheduler": scheduler,
+        "scaler": scaler,
+        "ema": ema,
         "loader": loader,
     }
-    losses: list[float] = []
-    epoch = 0
+    losses = []
     resumed = ptt.resume(checkpoint, missing_ok=True, losses=losses, **objects)
-    if resumed is not None:
-        epoch = resumed["epoch"]
+    epoch = resumed["epoch"] if resumed else 0
+    if resumed:
         print(f"resumed at step {len(losses)}, epoch {epoch}")
 
     while epoch < options.epochs:
@@ -67,11 +73,11 @@ def main() -> None:
             optimizer.zero_grad()
             with torch.autocast("cpu", torch.bfloat16):
                 loss = nn.functional.cross_entropy(model(points), arm)
-            objects["scaler"].scale(loss).backward()
-            objects["scaler"].step(optimizer)
-            objects["scaler"].update()
-            objects["scheduler"].step()
-            objects["ema"].update_parameters(model)
+            scaler.scale(loss).backward()
+            scaler.step(optimizer)
+            scaler.update()
+            scheduler.step()
+            ema.update_parameters(model)
             losses.append(loss.item())
             if len(losses) % options.save_every == 0:
                 ptt.save_training(checkpoint, epoch=epoch, losses=losses, **objects)
@@ -79,7 +85,7 @@ def main() -> None:
         epoch += 1
     ptt.save_training(checkpoint, epoch=epoch, losses=losses, **objects)
 
-    weights = b"".join(value.numpy().tobytes() for value in objects["ema"].state_dict().values())
+    weights = b"".join(value.numpy().tobytes() for value in ema.state_dict().values())
     print(f"done: {len(losses)} steps, last loss {losses[-1]:.4f}, weights {hashlib.sha256(weights).hexdigest()[:16]}")
 
 

@@ -91,6 +91,26 @@ def _plan_sampler(name: str, sampler: DistributedSampler[Any], captured: Mapping
     return Part(differences, _applying(sampler, lambda: sampler.set_epoch(captured["epoch"])))
 
 
+def _loader_role() -> Role:
+    """That of loaders that know how far they are. They begin to iterate at once, for which they draw from the global
+    generators: what the program draws afterwards is then the same as if they had gone on.
+    """
+    role = stateful_role("state_dict", "load_state_dict")
+
+    def plan(name: str, loader: Any, captured: Mapping[str, Any]) -> Part:
+        part = role.plan(name, loader, captured)
+
+        def apply() -> object:
+            part.apply()
+            # torchdata makes the iterator that this is asked of, and uses it for the next loop.
+            loader.state_dict()
+            return loader
+
+        return Part(part.differences, apply)
+
+    return Role(role.name, lambda value: isinstance(value, DataLoader) and role.matches(value), role.capture, plan)
+
+
 def _refuse(value: object) -> object:
     cls = class_text(type(value))
     if isinstance(value, DataLoader):
@@ -108,6 +128,7 @@ def object_roles() -> list[Role]:
         Role("scaler", lambda value: isinstance(value, torch.amp.GradScaler), _capture_scaler, _plan_scaler),
         Role("generator", lambda value: isinstance(value, torch.Generator), _capture_generator, _plan_generator),
         Role("sampler", lambda value: isinstance(value, DistributedSampler), _capture_sampler, _plan_sampler),
+        _loader_role(),
         stateful_role("state_dict", "load_state_dict"),
         Role(
             "data",
