@@ -51,10 +51,11 @@ def _copy(stored: memoryview, out: memoryview, _itemsize: int) -> None:
 def encode_fill(raw: memoryview, itemsize: int) -> bytes | None:
     """The first item, if all items are the same."""
     item = bytes(raw[:itemsize])
-    items = np.frombuffer(raw, np.dtype((np.void, itemsize)) if itemsize not in {1, 2, 4, 8} else f"u{itemsize}")
-    # Comparing a chunk with itself, shifted by one item, stops nowhere; look at a few items first.
-    if bytes(raw[-itemsize:]) != item or items[len(items) // 2].tobytes() != item:
+    middle = len(raw) // itemsize // 2 * itemsize
+    # Comparing all items stops nowhere; look at a few first.
+    if raw[-itemsize:] != item or raw[middle : middle + itemsize] != item:
         return None
+    items = np.frombuffer(raw, np.dtype((np.void, itemsize)) if itemsize not in {1, 2, 4, 8} else f"u{itemsize}")
     return item if bool((items == items[0]).all()) else None
 
 

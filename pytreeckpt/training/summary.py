@@ -210,6 +210,9 @@ def _value_text(name: object, value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         counts = name in _COUNTS
         return f"{value:,}" if counts else f"{value:.6g}" if isinstance(name, str) and "best" in name.lower() else ""
+    if isinstance(value, list):
+        text = _history_text(str(name), value)
+        return f"{len(value):,} values, the last {text}" if text else ""
     if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
         return ""
     texts = [f"{key} {text}" for key, each in value.items() if (text := _history_text(key, each))]
