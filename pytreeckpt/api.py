@@ -83,7 +83,7 @@ def save(
         written.file_nbytes,
         written.raw_nbytes,
         written.stored_nbytes,
-        len(plan.arrays),
+        len(plan.table.entries),
         written.n_chunks,
         written.root,
         time.perf_counter() - begin,

@@ -53,7 +53,7 @@ def encode_fill(raw: memoryview, itemsize: int) -> bytes | None:
     item = bytes(raw[:itemsize])
     middle = len(raw) // itemsize // 2 * itemsize
     # Comparing all items stops nowhere; look at a few first.
-    if raw[-itemsize:] != item or raw[middle : middle + itemsize] != item:
+    if bytes(raw[-itemsize:]) != item or bytes(raw[middle : middle + itemsize]) != item:
         return None
     items = np.frombuffer(raw, np.dtype((np.void, itemsize)) if itemsize not in {1, 2, 4, 8} else f"u{itemsize}")
     return item if bool((items == items[0]).all()) else None

@@ -16,6 +16,7 @@ from pytreeckpt.nodes import Nodes
 CHUNKED: Final = 1
 HAS_AXES: Final = 2
 HAS_CUTS: Final = 4
+POOLED: Final = 8
 MAX_RANK: Final = 64
 FILES: Final = [["", 0, b""]]
 
@@ -24,7 +25,7 @@ IntArray = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 class ArrayEntry(NamedTuple):
     """An array as the index tells it. `axes`, `cuts`: section 7; `chunk_counts`: per box, empty if the array is
-    inline.
+    inline. A pooled array lies in one chunk, with others.
     """
 
     dtype: int
@@ -32,6 +33,7 @@ class ArrayEntry(NamedTuple):
     axes: Shape | None = None
     cuts: tuple[Shape, ...] | None = None
     chunk_counts: tuple[int, ...] = ()
+    pooled: bool = False
 
     @property
     def stored_shape(self) -> Shape:
@@ -62,7 +64,10 @@ class Chunks:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """All that a file tells of its tree. `dtypes` are numpy's; `inline` holds the bytes of the inline arrays."""
+    """All that a file tells of its tree. `dtypes` are numpy's; `inline` holds the bytes of the inline arrays. `starts`:
+    where in these an inline array begins, and a pooled one in the raw bytes of its chunk, which is its `first_chunk`.
+    `pools`: how many chunks each pool has, in the order of their dtypes.
+    """
 
     nodes: Nodes
     dtypes: list[AnyDType]
@@ -71,12 +76,22 @@ class Index:
     inline: bytes
     chunks: Chunks
     first_chunk: list[int]
-    inline_offset: list[int]
+    starts: list[int]
     sizes: list[int]
+    pools: list[int]
 
     def nbytes(self, array: int) -> int:
         """Bytes of an array in C order."""
         return self.sizes[array]
+
+    def stored_nbytes(self, array: int) -> int:
+        """Bytes of an array as it is stored: of an inline one its own, of a pooled one its part of its chunk."""
+        entry = self.arrays[array]
+        if not entry.chunk_counts:
+            return self.sizes[array]
+        first = self.first_chunk[array]
+        stored = int(self.chunks.stored[first : first + sum(entry.chunk_counts)].sum())
+        return stored * self.sizes[array] // int(self.chunks.raw[first]) if entry.pooled else stored
 
 
 def pack(values: Sequence[int] | Sequence[float], dtype: str) -> bytes:
@@ -84,18 +99,22 @@ def pack(values: Sequence[int] | Sequence[float], dtype: str) -> bytes:
     return np.array(values, dtype).tobytes()
 
 
-def encode_index(
-    nodes: Nodes,
-    descriptors: Sequence[Descriptor],
-    arrays: Sequence[ArrayEntry],
-    inline: bytes,
-    chunks: Chunks,
-) -> bytes:
+class ArrayTable(NamedTuple):
+    """All that the index tells of arrays but their chunks. `pools`: how many chunks each pool has."""
+
+    descriptors: Sequence[Descriptor]
+    entries: Sequence[ArrayEntry]
+    inline: bytes
+    pools: Sequence[int]
+
+
+def encode_index(nodes: Nodes, table: ArrayTable, chunks: Chunks) -> bytes:
     """The raw index."""
+    arrays = table.entries
     with_axes = [entry.axes for entry in arrays if entry.axes is not None]
     with_cuts = [entry.cuts for entry in arrays if entry.cuts is not None]
     layouts = [
-        (CHUNKED if entry.chunk_counts else 0)
+        (POOLED if entry.pooled else CHUNKED if entry.chunk_counts else 0)
         | (HAS_AXES if entry.axes is not None else 0)
         | (HAS_CUTS if entry.cuts is not None else 0)
         for entry in arrays
@@ -112,7 +131,7 @@ def encode_index(
             "arrays": pack(nodes.arrays, "<u4"),
         },
         "types": [[int(type_.class_kind), type_.name, list(type_.fields)] for type_ in nodes.types],
-        "dtypes": list(descriptors),
+        "dtypes": list(table.descriptors),
         "arrays": {
             "dtype": pack([entry.dtype for entry in arrays], "<u4"),
             "rank": bytes([len(entry.shape) for entry in arrays]),
@@ -121,9 +140,12 @@ def encode_index(
             "axes": bytes([axis for axes in with_axes for axis in axes]),
             "cut_counts": pack([len(axis) for cuts in with_cuts for axis in cuts], "<u4"),
             "cuts": pack([cut for cuts in with_cuts for axis in cuts for cut in axis], "<u8"),
-            "chunk_counts": pack([count for entry in arrays for count in entry.chunk_counts], "<u4"),
+            "chunk_counts": pack(
+                [count for entry in arrays if not entry.pooled for count in entry.chunk_counts], "<u4"
+            ),
+            "pools": pack(table.pools, "<u4"),
         },
-        "inline": inline,
+        "inline": table.inline,
         "chunks": {
             "file": bytes(4 * len(chunks)),
             "offset": chunks.offset.astype("<u8").tobytes(),

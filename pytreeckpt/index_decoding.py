@@ -15,7 +15,18 @@ from pytreeckpt.codecs import codec_of
 from pytreeckpt.dtypes import AnyDType, parse
 from pytreeckpt.errors import CorruptionError, LimitError
 from pytreeckpt.geometry import Shape
-from pytreeckpt.index import CHUNKED, FILES, HAS_AXES, HAS_CUTS, MAX_RANK, ArrayEntry, Chunks, Index, IntArray
+from pytreeckpt.index import (
+    CHUNKED,
+    FILES,
+    HAS_AXES,
+    HAS_CUTS,
+    MAX_RANK,
+    POOLED,
+    ArrayEntry,
+    Chunks,
+    Index,
+    IntArray,
+)
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import SCALAR, Nodes, check_first_use, validate_nodes
 from pytreeckpt.objects import MAX_FIELDS, ClassKind, ObjectType, check_registered
@@ -43,7 +54,9 @@ _SCHEMA: Final[dict[str, Any]] = {
     },
     "types": list,
     "dtypes": list,
-    "arrays": dict.fromkeys(("dtype", "rank", "shape", "layout", "axes", "cut_counts", "cuts", "chunk_counts"), bytes),
+    "arrays": dict.fromkeys(
+        ("dtype", "rank", "shape", "layout", "axes", "cut_counts", "cuts", "chunk_counts", "pools"), bytes
+    ),
     "inline": bytes,
     "chunks": dict.fromkeys(("file", "offset", "stored", "raw", "codec", "check", "digest"), bytes),
     "files": list,
@@ -68,15 +81,21 @@ def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
     check_first_use([entry.dtype for entry in arrays], len(dtypes), rule="D-3", what="dtypes")
     if len(set(descriptors)) != len(descriptors):
         raise CorruptionError("the dtype table has an entry twice", rule="D-3")
-    inline_offset = _locate_inline(arrays, sizes, len(document["inline"]))
+    starts = _locate_inline(arrays, sizes, len(document["inline"]))
     validate_nodes(nodes, len(arrays))
     _check_scalars(nodes, arrays)
     # Compared as bytes, because False equals 0.
     if msgpack.packb(document["files"]) != msgpack.packb(FILES):
         raise CorruptionError("the file table is not the one entry for this file", rule="C-1")
     chunks = _decode_chunks(document["chunks"])
-    first_chunk = _check_chunks(arrays, dtypes, chunks, index_offset, limits)
-    return Index(nodes, dtypes, descriptors, arrays, document["inline"], chunks, first_chunk, inline_offset, sizes)
+    pools: list[int] = _column(document["arrays"], "pools", "<u4").tolist()
+    first_chunk = _first_chunks(arrays, pools, len(chunks))
+    _check_codecs(chunks, limits)
+    _check_chunked(arrays, dtypes, chunks)
+    index = Index(nodes, dtypes, descriptors, arrays, document["inline"], chunks, first_chunk, starts, sizes, pools)
+    _locate_pooled(index)
+    _check_ranges(chunks, index_offset)
+    return index
 
 
 def _unpack(raw: bytes) -> Any:
@@ -215,7 +234,7 @@ def _decode_arrays(document: dict[str, bytes], dtypes: list[AnyDType]) -> tuple[
     if not len(dtype_ids) == len(ranks) == len(layouts):
         raise CorruptionError("the columns dtype, rank and layout of the array table differ in length", rule="I-3")
     # A-1
-    if ranks and (max(ranks) > MAX_RANK or max(layouts) > CHUNKED + HAS_AXES + HAS_CUTS):
+    if ranks and (max(ranks) > MAX_RANK or max(layouts) > CHUNKED + HAS_AXES + HAS_CUTS + POOLED):
         raise CorruptionError(f"an array has a rank of more than {MAX_RANK}, or an unknown layout bit", rule="A-1")
     take_extents = _Taker(_column(document, "shape", "<u8").tolist())
     take_axes = _Taker(list(document["axes"]))
@@ -224,14 +243,14 @@ def _decode_arrays(document: dict[str, bytes], dtypes: list[AnyDType]) -> tuple[
     take_counts = _Taker(_column(document, "chunk_counts", "<u4").tolist())
     arrays: list[ArrayEntry] = []
     sizes: list[int] = []
-    plain: dict[tuple[int, Shape], tuple[ArrayEntry, int]] = {}
+    plain: dict[tuple[int, int, Shape], tuple[ArrayEntry, int]] = {}
     for dtype_id, rank, layout in zip(dtype_ids, ranks, layouts, strict=True):
         if dtype_id >= len(dtypes):
             raise CorruptionError(f"an array has dtype {dtype_id} of {len(dtypes)}", rule="D-3")
         shape = take_extents(rank)
-        if not layout and (dtype_id, shape) in plain:
+        if (layout, dtype_id, shape) in plain:
             # Large trees have many small arrays of few shapes.
-            entry, nbytes = plain[dtype_id, shape]
+            entry, nbytes = plain[layout, dtype_id, shape]
             arrays.append(entry)
             sizes.append(nbytes)
             continue
@@ -239,13 +258,15 @@ def _decode_arrays(document: dict[str, bytes], dtypes: list[AnyDType]) -> tuple[
         cuts = tuple(take_cuts(count) for count in take_cut_counts(rank)) if layout & HAS_CUTS else None
         entry = ArrayEntry(dtype_id, shape, axes, cuts)
         if layout or max(shape, default=0) >= 1 << 31:
-            _check_layout(entry, chunked=bool(layout & CHUNKED))
-        nbytes = _checked_size(entry, dtypes[dtype_id].itemsize, chunked=bool(layout & CHUNKED))
+            _check_layout(entry, layout)
+        nbytes = _checked_size(entry, dtypes[dtype_id].itemsize, in_chunks=bool(layout & (CHUNKED | POOLED)))
         if layout & CHUNKED:
             n_boxes = 1 if cuts is None else math.prod(len(axis) + 1 for axis in cuts)
             entry = ArrayEntry(dtype_id, shape, axes, cuts, take_counts(n_boxes))
-        elif not layout:
-            plain[dtype_id, shape] = entry, nbytes
+        elif layout & POOLED:
+            entry = ArrayEntry(dtype_id, shape, axes, cuts, (1,), pooled=True)
+        if not layout & ~POOLED:
+            plain[layout, dtype_id, shape] = entry, nbytes
         arrays.append(entry)
         sizes.append(nbytes)
     for take in (take_extents, take_axes, take_cut_counts, take_cuts, take_counts):
@@ -272,7 +293,9 @@ class _Taker:
             raise CorruptionError("a column of the array table is too long", rule="A-6")
 
 
-def _check_layout(entry: ArrayEntry, *, chunked: bool) -> None:
+def _check_layout(entry: ArrayEntry, layout: int) -> None:
+    if layout & CHUNKED and layout & POOLED:
+        raise CorruptionError("an array is both chunked and pooled", rule="A-9")
     rank = len(entry.shape)
     if entry.axes is not None and (sorted(entry.axes) != list(range(rank)) or list(entry.axes) == list(range(rank))):
         raise CorruptionError(
@@ -283,16 +306,16 @@ def _check_layout(entry: ArrayEntry, *, chunked: bool) -> None:
     for axis, extent in zip(entry.cuts, entry.stored_shape, strict=True):
         if axis and (axis[0] <= 0 or axis[-1] >= extent or any(low >= high for low, high in pairwise(axis))):
             raise CorruptionError(f"the cuts {axis} of an axis of {extent} are not ascending within it", rule="A-3")
-    if not chunked or not any(entry.cuts):
+    if not layout & CHUNKED or not any(entry.cuts):
         raise CorruptionError("an array without cuts, or not chunked, says that it has cuts", rule="A-3")
 
 
-def _checked_size(entry: ArrayEntry, itemsize: int, *, chunked: bool) -> int:
+def _checked_size(entry: ArrayEntry, itemsize: int, *, in_chunks: bool) -> int:
     if max(itemsize, 1) * math.prod(extent for extent in entry.shape if extent) >= _MAX_NBYTES:
         raise CorruptionError(f"an array of shape {entry.shape} has 2^63 bytes or more", rule="A-4")
     nbytes = math.prod(entry.shape) * itemsize
-    if nbytes == 0 and (chunked or entry.axes is not None):
-        raise CorruptionError("an array of zero bytes is chunked or has axes", rule="A-5")
+    if nbytes == 0 and (in_chunks or entry.axes is not None):
+        raise CorruptionError("an array of zero bytes is not inline, or has axes", rule="A-5")
     return nbytes
 
 
@@ -333,26 +356,33 @@ def _decode_chunks(document: dict[str, bytes]) -> Chunks:
     return Chunks(**columns, check=document["check"], digest=document["digest"])
 
 
-def _check_chunks(
-    arrays: list[ArrayEntry], dtypes: list[AnyDType], chunks: Chunks, index_offset: int, limits: Limits
-) -> list[int]:
-    """A-8 and C-2 to C-6; returns the first row of each array."""
-    counts = [sum(entry.chunk_counts) for entry in arrays]
+def _first_chunks(arrays: list[ArrayEntry], pools: list[int], n_rows: int) -> list[int]:
+    """A-8: the first row of each chunked array; of others, any."""
+    counts = [0 if entry.pooled else sum(entry.chunk_counts) for entry in arrays]
     first_chunk = list(accumulate(counts, initial=0))
-    if first_chunk.pop() != len(chunks) or any(0 in entry.chunk_counts for entry in arrays):
-        raise CorruptionError("the chunk counts of the arrays do not match the chunk table", rule="A-8")
+    n_chunked = first_chunk.pop()
+    if n_chunked + sum(pools) != n_rows or 0 in pools or any(0 in entry.chunk_counts for entry in arrays):
+        raise CorruptionError("the chunk counts of arrays and pools do not match the chunk table", rule="A-8")
+    return first_chunk
+
+
+def _check_codecs(chunks: Chunks, limits: Limits) -> None:
+    """C-2."""
     if len(chunks) and int(chunks.raw.max()) > limits.chunk_nbytes:
         raise LimitError(
             f"a chunk has {int(chunks.raw.max())} raw bytes, more than the limit of {limits.chunk_nbytes}; raise it "
             "with pytreeckpt.limits(chunk_nbytes=…)"
         )
-    codecs = {number: codec_of(number) for number in np.unique(chunks.codec).tolist()}
-    raw: list[int] = chunks.raw.tolist()
-    stored: list[int] = chunks.stored.tolist()
-    numbers: list[int] = chunks.codec.tolist()
+    for number in np.unique(chunks.codec).tolist():
+        codec_of(number)
+
+
+def _check_chunked(arrays: list[ArrayEntry], dtypes: list[AnyDType], chunks: Chunks) -> None:
+    """C-3 and C-4 for the chunks of boxes."""
     row = 0
+    raw: list[int] = chunks.raw.tolist()
     for entry in arrays:
-        if not entry.chunk_counts:
+        if not entry.chunk_counts or entry.pooled:
             continue
         itemsize = dtypes[entry.dtype].itemsize
         for box, count in zip(entry.boxes, entry.chunk_counts, strict=True):
@@ -361,14 +391,52 @@ def _check_chunks(
                 raise CorruptionError(
                     f"chunks {row} to {end - 1} do not make up their box of shape {box.shape}", rule="C-3"
                 )
-            for at in range(row, end):
-                if not codecs[numbers[at]].stored_fits(stored[at], raw[at], itemsize):
-                    raise CorruptionError(
-                        f"chunk {at} has {stored[at]} stored bytes for {raw[at]} raw ones", rule="C-4"
-                    )
+            _check_stored(chunks, row, end, itemsize)
             row = end
-    _check_ranges(chunks, index_offset)
-    return first_chunk
+
+
+def _check_stored(chunks: Chunks, start: int, stop: int, itemsize: int) -> None:
+    rows = slice(start, stop)
+    columns = (chunks.codec[rows].tolist(), chunks.stored[rows].tolist(), chunks.raw[rows].tolist())
+    for row, (codec, stored, raw) in enumerate(zip(*columns, strict=True), start):
+        if not codec_of(codec).stored_fits(stored, raw, itemsize):
+            raise CorruptionError(f"chunk {row} has {stored} stored bytes for {raw} raw ones", rule="C-4")
+
+
+def _locate_pooled(index: Index) -> None:
+    """Set where each pooled array is (A-9, A-10). C-3 and C-4 for the chunks of pools."""
+    chunks = index.chunks
+    members: dict[int, list[int]] = {}
+    for number, entry in enumerate(index.arrays):
+        if entry.pooled:
+            members.setdefault(entry.dtype, []).append(number)
+    if len(members) != len(index.pools):
+        raise CorruptionError(
+            f"{len(members)} dtypes have pooled arrays, and there are {len(index.pools)} pools", rule="A-9"
+        )
+    row = len(chunks) - sum(index.pools)
+    for dtype_id, count in zip(sorted(members), index.pools, strict=True):
+        numbers = members[dtype_id]
+        itemsize = index.dtypes[dtype_id].itemsize
+        raw = chunks.raw[row : row + count].astype(np.int64)
+        chunk_ends = np.cumsum(raw)
+        # Python's integers, because the sizes of a stranger's arrays may have any sum.
+        ends = list(accumulate(index.sizes[number] for number in numbers))
+        if ends[-1] != int(chunk_ends[-1]) or bool((raw % itemsize != 0).any()) or not bool(raw.all()):
+            raise CorruptionError(
+                f"chunks {row} to {row + count - 1} do not make up the pool of dtype {dtype_id}", rule="C-3"
+            )
+        array_ends = np.array(ends, np.int64)
+        if not bool(np.isin(chunk_ends, array_ends).all()):
+            raise CorruptionError(f"an array of the pool of dtype {dtype_id} is in two chunks", rule="A-10")
+        _check_stored(chunks, row, row + count, itemsize)
+        array_starts = np.concatenate([[0], array_ends[:-1]])
+        of_pool = np.searchsorted(chunk_ends, array_starts, side="right")
+        within = array_starts - (chunk_ends - raw)[of_pool]
+        for number, first, start in zip(numbers, (of_pool + row).tolist(), within.tolist(), strict=True):
+            index.first_chunk[number] = first
+            index.starts[number] = start
+        row += count
 
 
 def _check_ranges(chunks: Chunks, index_offset: int) -> None:

@@ -10,7 +10,7 @@ import math
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -21,10 +21,11 @@ from pytreeckpt.dtypes import Descriptor, describe, has_padding
 from pytreeckpt.errors import LimitError
 from pytreeckpt.flatten import FlatTree
 from pytreeckpt.geometry import Box, Shape, grid, whole
-from pytreeckpt.index import ArrayEntry, Chunks, IntArray, encode_index
+from pytreeckpt.index import ArrayEntry, ArrayTable, Chunks, IntArray, encode_index
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes
 from pytreeckpt.planes import cut_of
+from pytreeckpt.pools import Pool
 from pytreeckpt.wire import (
     ALIGNMENT,
     FOOTER_NBYTES,
@@ -45,6 +46,9 @@ CHUNK_NBYTES = 2 << 20
 INLINE_NBYTES = 256
 """Arrays of at most this many bytes live in the index, as long as all of them take no more than `MAX_INLINE_NBYTES`."""
 MAX_INLINE_NBYTES = 64 << 20
+POOL_NBYTES = 64 << 10
+"""Arrays of at most this many bytes share chunks with others of their dtype, if there are `MIN_POOLED` of them."""
+MIN_POOLED = 32
 # Items of more than a 64th of this are cut one by one, if their size is no multiple of the alignment.
 _MAX_STEP_NBYTES = 64 << 20
 _INDEX_LEVEL = 1
@@ -93,9 +97,7 @@ class SavePlan:
     """What will be stored: the node stream, the tables that are known before encoding, and the chunks to encode."""
 
     nodes: Nodes
-    descriptors: list[Descriptor]
-    arrays: list[ArrayEntry]
-    inline: bytes
+    table: ArrayTable
     tasks: list[ChunkTask]
     limits: Limits
 
@@ -122,13 +124,14 @@ class Written:
 
 
 def plan_save(flat: FlatTree, limits: Limits) -> SavePlan:
-    """Lay out the arrays of a flat tree: inline or cut into chunks of `CHUNK_NBYTES`."""
+    """Lay out the arrays of a flat tree: inline, in pools with others, or cut into chunks of `CHUNK_NBYTES`."""
     descriptors: list[Descriptor] = []
     dtype_ids: dict[Descriptor, int] = {}
-    entries: list[ArrayEntry] = []
-    inline: list[bytes] = []
+    # The dtype of each array, and where it goes.
+    of_arrays: list[int] = []
+    places = bytearray(len(flat.arrays))
     inline_nbytes = 0
-    tasks: list[ChunkTask] = []
+    n_small: dict[int, int] = {}
     # By the object, which lives as long as its array: a large tree has few dtypes and many arrays.
     known: dict[int, int] = {}
     for number, array in enumerate(flat.arrays):
@@ -138,18 +141,50 @@ def plan_save(flat: FlatTree, limits: Limits) -> SavePlan:
             dtype_id = known[id(array.dtype)] = dtype_ids.setdefault(descriptor, len(descriptors))
             if dtype_id == len(descriptors):
                 descriptors.append(descriptor)
+        of_arrays.append(dtype_id)
         nbytes = array.nbytes
-        small = nbytes <= INLINE_NBYTES and inline_nbytes + nbytes <= MAX_INLINE_NBYTES
         # N-11: the array of a scalar is not chunked, however long a text it is.
-        if small or number in flat.scalars:
+        if (nbytes <= INLINE_NBYTES and inline_nbytes + nbytes <= MAX_INLINE_NBYTES) or number in flat.scalars:
+            places[number] = _INLINE
+            inline_nbytes += nbytes
+        elif nbytes <= POOL_NBYTES and _is_poolable(array):
+            places[number] = _SMALL
+            n_small[dtype_id] = n_small.get(dtype_id, 0) + 1
+    pools: dict[int, Pool] = {}
+    entries: list[ArrayEntry] = []
+    inline: list[bytes] = []
+    tasks: list[ChunkTask] = []
+    for array, dtype_id, place in zip(flat.arrays, of_arrays, places, strict=True):
+        if place == _INLINE:
             entry, raw = _inline(array, dtype_id)
             inline.append(raw)
-            inline_nbytes += nbytes
+        elif place == _SMALL and n_small[dtype_id] >= MIN_POOLED:
+            pool = pools.get(dtype_id)
+            if pool is None:
+                pool = pools[dtype_id] = Pool(array.dtype, dtype_id)
+            entry = pool.add(array)
         else:
             entry, of_array = _cut(array if isinstance(array, ArraySource) else source_of(array), dtype_id)
             tasks += of_array
         entries.append(entry)
-    return SavePlan(flat.nodes, descriptors, entries, b"".join(inline), tasks, limits)
+    pool_chunks: list[int] = []
+    for _, pool in sorted(pools.items()):
+        source = pool.source
+        cuts = pool.cuts(max(1, CHUNK_NBYTES // source.dtype.itemsize))
+        pool_chunks.append(len(cuts))
+        tasks += [ChunkTask(source, 0, start, stop) for start, stop in cuts]
+    return SavePlan(flat.nodes, ArrayTable(descriptors, entries, b"".join(inline), pool_chunks), tasks, limits)
+
+
+_INLINE: Final = 1
+_SMALL: Final = 2
+
+
+def _is_poolable(array: AnyArray | ArraySource) -> bool:
+    if isinstance(array, ArraySource):
+        return _layout(array)[1] is None
+    # Most are plain, and it takes no look into their dtypes to see it.
+    return (array.dtype.kind in "biufc" and array.itemsize <= 8) or not has_padding(array.dtype)
 
 
 def _inline(array: AnyArray | ArraySource, dtype_id: int) -> tuple[ArrayEntry, bytes]:
@@ -278,7 +313,7 @@ def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map
     offsets = np.concatenate([[PREAMBLE_NBYTES], ends])
     at = int(offsets[-1])
     chunks = Chunks(offsets[:-1], stored_sizes, raw_sizes, numbers, b"".join(checks), b"".join(digests))
-    raw_index = encode_index(plan.nodes, plan.descriptors, plan.arrays, plan.inline, chunks)
+    raw_index = encode_index(plan.nodes, plan.table, chunks)
     if len(raw_index) > plan.limits.index_nbytes:
         raise LimitError(
             f"the index has {len(raw_index)} bytes, more than the limit of {plan.limits.index_nbytes}: the tree has "
@@ -296,8 +331,8 @@ def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map
     stored_total = int(stored_sizes.sum())
     return Written(
         file_nbytes,
-        plan.raw_nbytes + len(plan.inline),
-        stored_total + len(plan.inline),
+        plan.raw_nbytes + len(plan.table.inline),
+        stored_total + len(plan.table.inline),
         len(chunks),
         root.hex(),
     )

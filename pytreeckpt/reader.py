@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import accumulate, pairwise
 from typing import Final, NamedTuple
 
@@ -30,6 +30,7 @@ from pytreeckpt.reading import (
     ChunkRow,
     RangedSource,
     allocate,
+    array_within,
     as_logical,
     check_chunk,
     chunk_reads,
@@ -110,10 +111,14 @@ class ArrayReader:
         with paused_collection():
             arrays: dict[int, AnyArray] = {}
             jobs: list[Job] = []
+            pooled: dict[int, list[int]] = {}
             rows = _Rows(self.index)
             for array in wanted:
                 entry = self.index.arrays[array]
                 given = into.get(array) if into else None
+                if entry.pooled:
+                    pooled.setdefault(self.index.first_chunk[array], []).append(array)
+                    continue
                 if entry.chunk_counts:
                     logical = as_logical(empty_stored(self.index, array), entry) if given is None else given
                     stored = logical if entry.axes is None else logical.transpose(entry.axes)
@@ -124,6 +129,7 @@ class ArrayReader:
                     logical = given
                     copy_items(logical, as_logical(inline_array(self.index, array), entry))
                 arrays[array] = logical
+            jobs += self._pool_jobs(pooled, into or {}, arrays, rows)
         total = sum(job.row.raw for job in jobs)
         done = 0
         for run, errors in self.read(jobs, verify=verify, threads=threads):
@@ -162,6 +168,20 @@ class ArrayReader:
             for number, row, (start, stop) in zip(range(first, first + len(rows)), rows, pairwise(ends), strict=True)
         ]
 
+    def _pool_jobs(
+        self,
+        pooled: Mapping[int, Sequence[int]],
+        into: Mapping[int, AnyArray],
+        arrays: dict[int, AnyArray],
+        table: _Rows,
+    ) -> Iterator[Job]:
+        """What there is to read for pooled arrays, given by the row of their chunk; they go to `arrays`."""
+        for number in sorted(pooled):
+            members = pooled[number]
+            itemsize = self.index.dtypes[self.index.arrays[members[0]].dtype].itemsize
+            put = partial(_put_pooled, self.index, members, into, arrays)
+            yield Job(members[0], number, table.take(number, 1)[0], itemsize, put=put)
+
     def _region_jobs(self, array: int, reads: Sequence[ChunkRead], region: Box, out: AnyArray) -> Iterator[Job]:
         for read in reads:
             row = chunk_row(self.index, read.row)
@@ -174,8 +194,14 @@ class ArrayReader:
     def jobs(self, wanted: Sequence[int]) -> Iterator[Job]:
         """What there is to read for these arrays if they go nowhere, in their order."""
         table = _Rows(self.index)
+        pools: set[int] = set()
         for array in wanted:
             entry = self.index.arrays[array]
+            if entry.pooled:
+                # A chunk of many is read once.
+                if self.index.first_chunk[array] in pools:
+                    continue
+                pools.add(self.index.first_chunk[array])
             first = self.index.first_chunk[array]
             itemsize = self.index.dtypes[entry.dtype].itemsize
             for number, row in enumerate(table.take(first, sum(entry.chunk_counts)), first):
@@ -226,13 +252,23 @@ class ArrayReader:
         leaf = self.paths.first(job.array)
         chunk = job.number - self.index.first_chunk[job.array]
         offset, stored_nbytes = job.row.offset, job.row.stored
+        others = self._others_of(job)
         return CorruptionError(
-            f"leaf {leaf or 'at the root'}, chunk {chunk} (offset {offset}, {stored_nbytes} bytes): {error}{advice}",
+            f"leaf {leaf or 'at the root'}{others}, chunk {chunk} (offset {offset}, {stored_nbytes} bytes): "
+            f"{error}{advice}",
             rule=error.rule,
             leaf=leaf,
             chunk=chunk,
             offset=offset,
         )
+
+    def _others_of(self, job: Job) -> str:
+        """With how many other arrays the one of a job shares its chunk, for an error."""
+        if not self.index.arrays[job.array].pooled:
+            return ""
+        pairs = zip(self.index.arrays, self.index.first_chunk, strict=True)
+        n_others = sum(entry.pooled and first == job.number for entry, first in pairs) - 1
+        return f" and {n_others:,} other {'arrays' if n_others > 1 else 'array'} in the same chunk" if n_others else ""
 
     def region(self, array: int, region: Box) -> AnyArray:
         """A region of an array in stored order; reads only the chunks that it touches."""
@@ -242,6 +278,9 @@ class ArrayReader:
         if not entry.chunk_counts:
             # Not `copy`, which gives strings of no characters one.
             copy_items(out, inline_array(self.index, array)[region.selection])
+        elif entry.pooled:
+            whole = self.arrays([array])[array]
+            copy_items(out, (whole if entry.axes is None else whole.transpose(entry.axes))[region.selection])
         elif out.size:
             reads = chunk_reads(self.index, array, region)
             for _, errors in self.read(list(self._region_jobs(array, reads, region, out))):
@@ -269,7 +308,7 @@ class ArrayReader:
                     "be mapped; save with "
                     'compression="none", or restore without mmap'
                 )
-            start = int(chunks.offset[rows.start])
+            start = int(chunks.offset[rows.start]) + (self.index.starts[array] if entry.pooled else 0)
             flat = np.frombuffer(memory[start : start + self.index.nbytes(array)], np.uint8)
             arrays[array] = as_logical(flat.view(self.index.dtypes[entry.dtype]).reshape(entry.stored_shape), entry)
         if verify:
@@ -310,6 +349,30 @@ class _Rows:
             self.first = first
             self.rows = chunk_rows(self.index, first, min(first + max(count, 1024), len(self.index.chunks)))
         return self.rows[first - self.first : first - self.first + count]
+
+
+def _put_pooled(
+    index: Index,
+    members: Sequence[int],
+    into: Mapping[int, AnyArray],
+    arrays: dict[int, AnyArray],
+    raw: memoryview,
+) -> None:
+    """Take pooled arrays from the raw bytes of their chunk."""
+    dtype = index.dtypes[index.arrays[members[0]].dtype]
+    is_plain = dtype.kind in "biufc"
+    for array in members:
+        entry = index.arrays[array]
+        given = into.get(array)
+        if given is not None:
+            arrays[array] = given
+            copy_items(given, as_logical(array_within(index, array, raw), entry))
+        elif is_plain and entry.axes is None:
+            # The most by far: numpy copies these bit by bit.
+            view: AnyArray = np.ndarray(entry.shape, dtype, raw, index.starts[array])
+            arrays[array] = view.copy()
+        else:
+            arrays[array] = as_logical(array_within(index, array, raw), entry)
 
 
 def _placer(read: ChunkRead, region: Box, out: AnyArray) -> Callable[[memoryview], None]:

@@ -209,11 +209,16 @@ def inline_array(index: Index, array: int) -> AnyArray:
     dtype = index.dtypes[entry.dtype]
     if dtype.kind in "biufc" and entry.axes is None:
         # Where numpy copies items bit by bit, which it does not promise for others.
-        view: AnyArray = np.ndarray(entry.shape, dtype, index.inline, index.inline_offset[array])
+        view: AnyArray = np.ndarray(entry.shape, dtype, index.inline, index.starts[array])
         return view.copy()
+    return array_within(index, array, memoryview(index.inline))
+
+
+def array_within(index: Index, array: int, memory: memoryview) -> AnyArray:
+    """A copy of an inline or pooled array, in stored order, from the memory that it is in."""
     stored = empty_stored(index, array)
-    start = index.inline_offset[array]
-    flat_bytes(stored)[:] = memoryview(index.inline)[start : start + stored.nbytes]
+    start = index.starts[array]
+    flat_bytes(stored)[:] = memory[start : start + stored.nbytes]
     return stored
 
 
@@ -257,6 +262,8 @@ def chunk_reads(index: Index, array: int, region: Box | None = None) -> list[Chu
     """The chunks of a chunked array that hold items of `region`, in stored order; all of them without one."""
     entry = index.arrays[array]
     itemsize = index.dtypes[entry.dtype].itemsize
+    if entry.pooled:
+        return [ChunkRead(index.first_chunk[array], entry.boxes[0], 0, math.prod(entry.shape))]
     reads: list[ChunkRead] = []
     row = index.first_chunk[array]
     for box, count in zip(entry.boxes, entry.chunk_counts, strict=True):

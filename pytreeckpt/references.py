@@ -67,10 +67,10 @@ class ArrayRef:
 
     @property
     def stored_nbytes(self) -> int:
-        """Bytes that the array takes in the file; for one in the index, its own size."""
-        first = self._reader.index.first_chunk[self.array]
-        count = sum(self._entry.chunk_counts)
-        return int(self._reader.index.chunks.stored[first : first + count].sum()) if count else self.nbytes
+        """Bytes that the array takes in the file; for one in the index, its own size, and of a chunk that it shares
+        with others, its part.
+        """
+        return self._reader.index.stored_nbytes(self.array)
 
     @property
     def type_name(self) -> str | None:

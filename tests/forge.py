@@ -186,6 +186,7 @@ def document_of(tree: Any, arrays: Sequence[ArrayRow] = (), *, metadata: Any = N
             "cut_counts": pack("I", [len(axis) for row in arrays for axis in row.cuts or ()]),
             "cuts": pack("Q", [cut for row in arrays for axis in row.cuts or () for cut in axis]),
             "chunk_counts": pack("I", [len(box) for row in arrays for box in row.boxes]),
+            "pools": b"",
         },
         "inline": b"".join(row.inline or b"" for row in arrays),
         "chunks": chunks,

@@ -27,6 +27,7 @@ WIDTHS = {
     ("arrays", "cut_counts"): "I",
     ("arrays", "cuts"): "Q",
     ("arrays", "chunk_counts"): "I",
+    ("arrays", "pools"): "I",
     ("chunks", "file"): "I",
     ("chunks", "offset"): "Q",
     ("chunks", "stored"): "I",

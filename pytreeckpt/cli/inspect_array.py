@@ -54,6 +54,7 @@ def _fields(outline: Outline, position: int, array: int) -> list[tuple[str, str]
     entry = outline.index.arrays[array]
     raw, stored = outline.raw_sizes[array], outline.stored_sizes[array]
     place = _chunks_text(codec_counts(outline.index, array)) if entry.chunk_counts else "in the index"
+    place += " with others" if entry.pooled else ""
     pairs = [("array", array_text(outline.descriptor(array), entry.shape))]
     pairs += [("type", visible(type_.name)) for type_ in wrapped.types]
     pairs += [

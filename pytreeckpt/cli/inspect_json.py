@@ -175,6 +175,8 @@ def _array(outline: Outline, array: int) -> Record:
     }
     if entry.axes is not None:
         record["axes"] = entry.axes
+    if entry.pooled:
+        record["pooled"] = True
     if array in outline.shared_paths:
         record["shared_by"] = len(outline.shared_paths[array])
     return record

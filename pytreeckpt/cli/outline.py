@@ -116,11 +116,7 @@ class Outline:
     @cached_property
     def stored_sizes(self) -> list[int]:
         """Bytes in the file of each array of the table."""
-        ends = [0, *np.cumsum(self.index.chunks.stored, dtype=np.int64).tolist()]
-        return [
-            ends[first + sum(entry.chunk_counts)] - ends[first] if entry.chunk_counts else raw
-            for entry, first, raw in zip(self.index.arrays, self.index.first_chunk, self.raw_sizes, strict=True)
-        ]
+        return [self.index.stored_nbytes(array) for array in range(len(self.index.arrays))]
 
     @cached_property
     def array_types(self) -> Mapping[str, int]:

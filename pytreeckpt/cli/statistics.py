@@ -16,9 +16,10 @@ import numpy as np
 
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.dtypes import AnyDType
+from pytreeckpt.index import Index
 from pytreeckpt.pipeline import Progress, ReportProgress
 from pytreeckpt.reader import ArrayReader
-from pytreeckpt.reading import inline_array
+from pytreeckpt.reading import array_within, inline_array
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,9 +136,17 @@ def of_arrays(
     index = reader.index
     numeric = [array for array in wanted if is_numeric(index.dtypes[index.arrays[array].dtype])]
     found = {array: of_values(inline_array(index, array)) for array in numeric if not index.arrays[array].chunk_counts}
+    members: dict[int, list[int]] = {}
+    for array in numeric:
+        if index.arrays[array].pooled:
+            members.setdefault(index.first_chunk[array], []).append(array)
     parts: dict[int, Statistics] = {}
     jobs = [
-        job._replace(put=partial(_put, parts, job.number, index.dtypes[index.arrays[job.array].dtype]))
+        job._replace(
+            put=partial(_put_members, found, index, members[job.number])
+            if index.arrays[job.array].pooled
+            else partial(_put, parts, job.number, index.dtypes[index.arrays[job.array].dtype])
+        )
         for job in reader.jobs([array for array in numeric if array not in found])
     ]
     total = sum(job.row.raw for job in jobs)
@@ -146,11 +155,17 @@ def of_arrays(
         for error in errors:
             raise error
         for job in run:
-            found[job.array] = merge(found.get(job.array, Statistics()), parts.pop(job.number))
+            if not index.arrays[job.array].pooled:
+                found[job.array] = merge(found.get(job.array, Statistics()), parts.pop(job.number))
             done += job.row.raw
         if progress is not None:
             progress(Progress(done, total))
     return found
+
+
+def _put_members(found: dict[int, Statistics], index: Index, members: Sequence[int], raw: memoryview) -> None:
+    for array in members:
+        found[array] = of_values(array_within(index, array, raw))
 
 
 def _put(parts: dict[int, Statistics], number: int, dtype: AnyDType, raw: memoryview) -> None:

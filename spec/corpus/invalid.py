@@ -38,7 +38,17 @@ LIST, TUPLE, DICT, SET, FROZENSET, OBJECT = range(16, 22)
 
 def invalid_vectors() -> Iterator[Broken]:
     """All that is damaged or was never right."""
-    for rules in (frame_rules, index_rules, node_rules, key_rules, type_rules, dtype_rules, array_rules, chunk_rules):
+    for rules in (
+        frame_rules,
+        index_rules,
+        node_rules,
+        key_rules,
+        type_rules,
+        dtype_rules,
+        array_rules,
+        pool_rules,
+        chunk_rules,
+    ):
         yield from rules()
     yield from planes_rules()
     yield from zstd_rules()
@@ -445,6 +455,8 @@ def reference_rules() -> Iterator[Broken]:
     )
     one_scalar = {"nodes/kinds": [NONE, SCALAR], "nodes/counts": []}
     yield "N-11", "rank-1", changed(u1_array(), one_scalar)
+    pooled = of_arrays(Row("uint8", [], None, pooled=True), pools=[[Chunk(b"\1", b"\1")]])
+    yield "N-11", "pooled", changed(pooled, one_scalar)
     yield "N-11", "chunked", changed(of_arrays(Row("uint8", [], None, [[Chunk(b"\1", b"\1")]])), one_scalar)
     for name, nodes in {"shared-by-scalars": [SCALAR, SCALAR], "shared-with-an-array": [ARRAY, SCALAR]}.items():
         changes = {"nodes/kinds": [NONE, LIST, *nodes], "nodes/counts": [2], "nodes/arrays": [0, 0]}
@@ -781,10 +793,10 @@ def dtype_rules() -> Iterator[Broken]:
 
 
 def array_rules() -> Iterator[Broken]:
-    """A-1 to A-8."""
+    """A-1 to A-10."""
     yield "A-1", "rank-65", of_arrays(Row("uint8", [1] * 65, b"\0")).encode()
     yield "A-1", "rank-255", of_arrays(Row("uint8", [1] * 255, b"\0")).encode()
-    for layout in (8, 128):
+    for layout in (16, 128):
         yield "A-1", f"layout-{layout}", changed(u1_array(), {"arrays/layout/0": layout})
     for name, shape, axes in [
         ("identity", [2, 3], [0, 1]),
@@ -846,6 +858,54 @@ def array_rules() -> Iterator[Broken]:
         "rows-without-arrays",
         changed(raw_chunks(8), {"nodes/kinds": [0, 0], "nodes/counts": [], "nodes/arrays": [], **NO_ARRAYS}),
     )
+
+
+def pool_rules() -> Iterator[Broken]:
+    """A-8 to A-10, and what other rules say of pools."""
+    two = [Row("uint8", [3], None, pooled=True), Row("uint8", [2, 2], None, pooled=True)]
+    content = bytes(range(7))
+    pool = of_arrays(*two, pools=[[Chunk(content, content)]])
+    for name, counts in {"pool-of-none": [0], "pool-of-two": [2], "pool-of-very-many": [2**32 - 1]}.items():
+        yield "A-8", name, changed(pool, {"arrays/pools": counts})
+    yield "A-9", "chunked-and-pooled", changed(pool, {"arrays/layout/0": 9, "arrays/chunk_counts": [1]})
+    yield "A-9", "no-pools", of_arrays(*two).encode()
+    chunk = Chunk(content, content)
+    yield "A-9", "pools-without-arrays", of_arrays(Row("uint8", [7], None, [[chunk]]), pools=[[chunk]]).encode()
+    yield (
+        "A-9",
+        "two-pools-of-one-dtype",
+        of_arrays(*two, pools=[[Chunk(content[:3], content[:3])], [Chunk(content[3:], content[3:])]]).encode(),
+    )
+    other = Row("int8", [1], None, pooled=True)
+    yield (
+        "A-9",
+        "one-pool-of-two-dtypes",
+        of_arrays(*two, other, pools=[[Chunk(content + b"x", content + b"x")]]).encode(),
+    )
+    for name, end in {"first": 2, "second": 5}.items():
+        parts = [Chunk(part, part) for part in (content[:end], content[end:])]
+        yield "A-10", f"{name}-in-two-chunks", of_arrays(*two, pools=[parts]).encode()
+    yield (
+        "A-3",
+        "pooled",
+        of_arrays(Row("uint8", [4], None, cuts=[[2]], pooled=True), pools=[[Chunk(bytes(4), bytes(4))]]).encode(),
+    )
+    yield (
+        "A-5",
+        "pooled",
+        of_arrays(Row("uint8", [0], None, pooled=True), *two, pools=[[Chunk(content, content)]]).encode(),
+    )
+    for name, raw in {"pool-too-short": content[:3], "pool-too-long": content + b"x"}.items():
+        yield "C-3", name, of_arrays(*two, pools=[[Chunk(raw, raw)]]).encode()
+    yield (
+        "C-3",
+        "pool-with-an-empty-chunk",
+        of_arrays(*two, pools=[[Chunk(content, content), Chunk(b"", b"")]]).encode(),
+    )
+    half = [Row("uint16", [1], None, pooled=True), Row("uint16", [1], None, pooled=True)]
+    odd = [Chunk(content[:3], content[:3]), Chunk(content[:1], content[:1])]
+    yield "C-3", "pool-with-half-an-item", of_arrays(*half, pools=[odd]).encode()
+    yield "C-4", "pool", changed(pool, {"chunks/codec": [2]})
 
 
 NO_ARRAYS: dict[str, Any] = {

@@ -9,6 +9,7 @@ import struct
 from collections.abc import Callable, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import msgpack
@@ -53,6 +54,7 @@ COLUMNS = {
         "cut_counts": "I",
         "cuts": "Q",
         "chunk_counts": "I",
+        "pools": "I",
     },
     "chunks": {"file": "I", "offset": "Q", "stored": "I", "raw": "I", "codec": "B", "check": "8s", "digest": "16s"},
 }
@@ -178,7 +180,7 @@ class Chunk:
 
 @dataclass(frozen=True)
 class Row:
-    """An array: the bytes of an inline one, or the chunks of each box."""
+    """An array: the bytes of an inline one, or the chunks of each box, or, of a pooled one, neither."""
 
     dtype: Any
     shape: Sequence[int]
@@ -186,10 +188,11 @@ class Row:
     boxes: Sequence[Sequence[Chunk]] = ()
     axes: Sequence[int] | None = None
     cuts: Sequence[Sequence[int]] | None = None
+    pooled: bool = False
 
 
-def of_arrays(*rows: Row) -> File:
-    """A file whose tree is a list of these arrays."""
+def of_arrays(*rows: Row, pools: Sequence[Sequence[Chunk]] = ()) -> File:
+    """A file whose tree is a list of these arrays, and the chunks of each pool of them."""
     file = of_nodes([0, 16, *[10] * len(rows)], counts=[len(rows)], arrays=range(len(rows)))
     index = file.index
     for row in rows:
@@ -200,14 +203,18 @@ def of_arrays(*rows: Row) -> File:
         "dtype": [index["dtypes"].index(row.dtype) for row in rows],
         "rank": [len(row.shape) for row in rows],
         "shape": [extent for row in rows for extent in row.shape],
-        "layout": [(row.inline is None) + 2 * (row.axes is not None) + 4 * (row.cuts is not None) for row in rows],
+        "layout": [
+            (8 if row.pooled else row.inline is None) + 2 * (row.axes is not None) + 4 * (row.cuts is not None)
+            for row in rows
+        ],
         "axes": [axis for row in rows for axis in row.axes or ()],
         "cut_counts": [len(axis) for cuts in with_cuts for axis in cuts],
         "cuts": [cut for cuts in with_cuts for axis in cuts for cut in axis],
         "chunk_counts": [len(box) for row in rows for box in row.boxes],
+        "pools": [len(chunks) for chunks in pools],
     }
     index["inline"] = b"".join(row.inline or b"" for row in rows)
-    place_chunks(file, [chunk for row in rows for box in row.boxes for chunk in box])
+    place_chunks(file, [chunk for row in rows for box in row.boxes for chunk in box] + [*chain.from_iterable(pools)])
     return file
 
 

@@ -627,6 +627,43 @@ def chunks_identical_rows() -> tuple[File, Any]:
     return file, [a, np.frombuffer(second + first, "<f4").reshape(4, 10)]
 
 
+def pools_of_one() -> tuple[File, Any]:
+    """A pool of one array."""
+    values = numbers("<f4", 3)
+    raw = values.tobytes()
+    return of_arrays(Row("float32", [3], None, pooled=True), pools=[[Chunk(raw, raw)]]), [values]
+
+
+def pools_mixed() -> tuple[File, Any]:
+    """Two pools between arrays that are inline and chunked, with every codec, in chunks of one array and of several."""
+    floats = [numbers("<f4", 4, 5), numbers("<f4"), np.zeros(50, "<f4"), np.zeros((2, 2), "<f4"), numbers("<f4", 64)]
+    shorts = [numbers("<u2", 3, 4), np.full(7, 258, "<u2"), np.full((1, 2), 258, "<u2")]
+    first = floats[0].tobytes() + floats[1].tobytes()
+    zeros = bytes(200 + 16)
+    last = floats[4].tobytes()
+    of_floats = [
+        Chunk(first, first),
+        Chunk(zstd_frame(zeros), zeros, ZSTD),
+        planes_chunk(last, 4, 1, (1, ZSTD), (1, RAW), (2, FILL)),
+    ]
+    # The first is in Fortran order.
+    stored = shorts[0].T.tobytes()
+    of_shorts = [Chunk(stored, stored), Chunk(b"\2\1", b"\2\1" * 9, FILL)]
+    chunked, inline = numbers("<f4", 10), numbers("<f4", 2)
+    content = chunked.tobytes()
+    file = of_arrays(
+        *(Row("float32", list(array.shape), None, pooled=True) for array in floats[:2]),
+        Row("uint16", [3, 4], None, axes=[1, 0], pooled=True),
+        Row("float32", [10], None, [[Chunk(content, content)]]),
+        *(Row("float32", list(array.shape), None, pooled=True) for array in floats[2:]),
+        Row("float32", [2], inline.tobytes()),
+        *(Row("uint16", list(array.shape), None, pooled=True) for array in shorts[1:]),
+        pools=[of_floats, of_shorts],
+    )
+    in_order = np.asfortranarray(shorts[0])
+    return file, [*floats[:2], in_order, chunked, *floats[2:], inline, *shorts[1:]]
+
+
 def index_zstd() -> tuple[File, Any]:
     """An index that is compressed, beside chunks."""
     tree = {"zeros": [0] * 500, "array": numbers("<f4", 100)}
@@ -810,6 +847,8 @@ BY_HAND: dict[str, Callable[[], tuple[File, Any]]] = {
     "chunks-zstd-compressed": chunks_zstd_compressed,
     "chunks-mixed": chunks_mixed,
     "chunks-identical-rows": chunks_identical_rows,
+    "pools-of-one": pools_of_one,
+    "pools-mixed": pools_mixed,
     "planes-rotations": planes_rotations,
     "planes-widths": planes_widths,
     "planes-codecs": planes_codecs,

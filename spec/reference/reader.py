@@ -14,9 +14,10 @@ import math
 import struct
 import sys
 from collections import Counter
+from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import dataclass
-from itertools import islice, pairwise, product
+from itertools import accumulate, islice, pairwise, product
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn
 
@@ -114,7 +115,7 @@ SCHEMA_TEXT = """
     nodes kinds:u1 counts:u8 ints:V8 floats:V8 strings:[str] bytes:[bin] objects:u4 arrays:u4
     types :[]
     dtypes :[]
-    arrays dtype:u4 rank:u1 shape:u8 layout:u1 axes:u1 cut_counts:u4 cuts:u8 chunk_counts:u4
+    arrays dtype:u4 rank:u1 shape:u8 layout:u1 axes:u1 cut_counts:u4 cuts:u8 chunk_counts:u4 pools:u4
     inline :bin
     chunks file:u4 offset:u8 stored:u4 raw:u4 codec:u1 check:V8 digest:V16
     files :[]
@@ -316,7 +317,8 @@ class Array:
     axes: list[int] | None
     stored_shape: list[int]
     pieces: list[list[tuple[int, int]]]  # of each axis as stored; the boxes are their product
-    chunk_counts: list[int]  # of each box; empty if the array is inline
+    chunk_counts: list[int]  # of each box; empty if the array is not chunked
+    pooled: bool
     nbytes: int
     content: bytes = b""  # in stored order, the boxes put together
 
@@ -343,16 +345,18 @@ def read_arrays(index: dict[str, Any]) -> list[Array]:
     dtypes, table = [(entry, read_dtype(entry)) for entry in index["dtypes"]], index["arrays"]
     require(distinct(index["dtypes"]), "D-3", "dtypes: equal entries")
     check_first_use(table["dtype"], len(dtypes), "D-3", "dtypes")
-    supply = Supply(table, "A-6")
+    supply = Supply({name: column for name, column in table.items() if name != "pools"}, "A-6")
     arrays = [read_array(f"array {number}", dtypes, supply) for number in range(len(table["dtype"]))]
     supply.finish()
     at = 0
     for array in arrays:
-        if not array.chunk_counts:
+        if not array.chunk_counts and not array.pooled:
             array.content = index["inline"][at : at + array.nbytes]
             at += array.nbytes
     require(at == len(index["inline"]), "A-7", f"inline: {len(index['inline'])} bytes, the arrays take {at}")
-    counts, rows = table["chunk_counts"], len(index["chunks"]["raw"])
+    n_pools = len({entry for entry, array in zip(table["dtype"], arrays, strict=True) if array.pooled})
+    require(len(table["pools"]) == n_pools, "A-9", f"pools: {len(table['pools'])} for {n_pools} dtypes")
+    counts, rows = table["chunk_counts"] + table["pools"], len(index["chunks"]["raw"])
     require(all(counts) and sum(counts) == rows, "A-8", f"chunks: {rows} rows, the arrays take {sum(counts)}")
     total = sum(array.nbytes for array in arrays)
     require(total <= MAX_ARRAYS_NBYTES, LIMIT, f"arrays of {total} bytes together")
@@ -361,8 +365,9 @@ def read_arrays(index: dict[str, Any]) -> list[Array]:
 
 def read_array(where: str, dtypes: list[tuple[Any, np.dtype[Any]]], supply: Supply) -> Array:
     ((entry,), (rank,), (layout,)) = (supply.take(name, 1) for name in ("dtype", "rank", "layout"))
-    require(rank <= 64 and layout < 8, "A-1", f"{where}: rank {rank}, layout {layout:#x}")
-    chunked, has_axes, has_cuts = layout & 1, layout & 2, layout & 4
+    require(rank <= 64 and layout < 16, "A-1", f"{where}: rank {rank}, layout {layout:#x}")
+    chunked, has_axes, has_cuts, pooled = layout & 1, layout & 2, layout & 4, layout & 8
+    require(not (chunked and pooled), "A-9", f"{where}: chunked and pooled")
     shape, natural = supply.take("shape", rank), list(range(rank))
     axes = supply.take("axes", rank) if has_axes else None
     require(axes is None or (axes != natural and sorted(axes) == natural), "A-2", f"{where}: axes {axes}")
@@ -377,9 +382,9 @@ def read_array(where: str, dtypes: list[tuple[Any, np.dtype[Any]]], supply: Supp
     product_ = math.prod(factor for factor in (dtype.itemsize, *shape) if factor)
     require(max([*shape, product_]) < 2**63, "A-4", f"{where}: {shape} items of {dtype.itemsize} bytes")
     nbytes = dtype.itemsize * math.prod(shape)
-    require(nbytes or not (chunked or has_axes), "A-5", f"{where}: no bytes, but chunks or axes")
+    require(nbytes or not (chunked or pooled or has_axes), "A-5", f"{where}: no bytes, but not inline, or axes")
     chunk_counts = supply.take("chunk_counts", math.prod(map(len, pieces))) if chunked else []
-    return Array(descriptor, dtype, shape, axes, stored_shape, pieces, chunk_counts, nbytes)
+    return Array(descriptor, dtype, shape, axes, stored_shape, pieces, chunk_counts, bool(pooled), nbytes)
 
 
 # Section 4: the node stream.
@@ -447,7 +452,7 @@ def read_nodes(index: dict[str, Any], arrays: list[Array]) -> tuple[list[Node], 
     uses: Counter[int] = Counter(columns["arrays"])
     for number in (node.payload for node in nodes if node.kind == SCALAR):
         scalar = arrays[number]
-        alone = uses[number] == 1 and not scalar.shape and not scalar.chunk_counts
+        alone = uses[number] == 1 and not scalar.shape and not scalar.chunk_counts and not scalar.pooled
         require(alone, "N-11", f"array {number}: of a scalar, but chunked, not of rank 0, or of another node too")
         if scalar.dtype.kind == "U":
             points = np.frombuffer(scalar.content, f"{scalar.dtype.str[0]}u4")
@@ -509,24 +514,42 @@ def leaf_value(kind: int, payload: bytes) -> object:
 Row = tuple[int, int, int, int, int, bytes, bytes]  # as in the columns of the table
 
 
+def pools_of(arrays: list[Array], index: dict[str, Any]) -> list[tuple[str, list[Array]]]:
+    """The pools, in the order of their dtypes: what to call each, and its arrays."""
+    pools: dict[int, list[Array]] = {}
+    for entry, array in zip(index["arrays"]["dtype"], arrays, strict=True):
+        if array.pooled:
+            pools.setdefault(entry, []).append(array)
+    return [(f"pool of dtype {entry}", pools[entry]) for entry in sorted(pools)]
+
+
+def check_rows(rows: Iterable[Row], nbytes: int, size: int, where: str) -> None:
+    """Check the rows of a box or pool of so many bytes."""
+    for _, offset, stored, raw, codec, check, digest in rows:
+        require(codec <= PLANES, "C-2", f"{where}: codec {codec} at {offset} is unknown")
+        require(raw >= 1 and raw % size == 0, "C-3", f"{where}: {raw} bytes at {offset} in items of {size}")
+        require(raw <= MAX_CHUNK_NBYTES, LIMIT, f"{where}: {raw} bytes at {offset}")
+        fits = 1 <= stored < raw if codec >= ZSTD else stored == (size if codec == FILL else raw)
+        require(fits, "C-4", f"{where}: {stored} bytes stored at {offset} for {raw} by codec {codec}")
+        require(codec != RAW or check == digest[:8], "C-5", f"{where}: check and digest at {offset} differ")
+        nbytes -= raw
+    require(nbytes == 0, "C-3", f"{where}: its chunks miss it by {nbytes} bytes")
+
+
 def read_chunk_table(index: dict[str, Any], arrays: list[Array], index_offset: int) -> list[Row]:
     require(msgpack.packb(index["files"]) == msgpack.packb([["", 0, b""]]), "C-1", "files: not that of this file alone")
     require(not any(index["chunks"]["file"]), "C-1", "chunks: a row lies in another file")
     table: list[Row] = list(zip(*index["chunks"].values(), strict=True))
     rows = iter(table)
     for number, array in enumerate(arrays):
-        where, size = f"array {number}", array.dtype.itemsize
         for box, count in zip(product(*array.pieces), array.chunk_counts, strict=False):
-            nbytes = size * math.prod(high - low for low, high in box)
-            for _, offset, stored, raw, codec, check, digest in islice(rows, count):
-                require(codec <= PLANES, "C-2", f"{where}: codec {codec} at {offset} is unknown")
-                require(raw >= 1 and raw % size == 0, "C-3", f"{where}: {raw} bytes at {offset} in items of {size}")
-                require(raw <= MAX_CHUNK_NBYTES, LIMIT, f"{where}: {raw} bytes at {offset}")
-                fits = 1 <= stored < raw if codec >= ZSTD else stored == (size if codec == FILL else raw)
-                require(fits, "C-4", f"{where}: {stored} bytes stored at {offset} for {raw} by codec {codec}")
-                require(codec != RAW or check == digest[:8], "C-5", f"{where}: check and digest at {offset} differ")
-                nbytes -= raw
-            require(nbytes == 0, "C-3", f"{where}: the chunks of box {box} miss it by {nbytes} bytes")
+            nbytes = array.dtype.itemsize * math.prod(high - low for low, high in box)
+            check_rows(islice(rows, count), nbytes, array.dtype.itemsize, f"array {number}, box {box}")
+    for (where, members), count in zip(pools_of(arrays, index), index["arrays"]["pools"], strict=True):
+        of_pool = list(islice(rows, count))
+        check_rows(of_pool, sum(member.nbytes for member in members), members[0].dtype.itemsize, where)
+        ends = set(accumulate(member.nbytes for member in members))
+        require(ends.issuperset(accumulate(row[3] for row in of_pool)), "A-10", f"{where}: an array in two chunks")
     firsts: dict[int, Row] = {}
     due = 64
     for row in table:
@@ -588,7 +611,7 @@ def read_planes(stored: memoryview, raw_nbytes: int, itemsize: int, where: str) 
     return words.tobytes()
 
 
-def read_contents(data: memoryview, arrays: list[Array], table: list[Row]) -> None:
+def read_contents(data: memoryview, arrays: list[Array], index: dict[str, Any], table: list[Row]) -> None:
     rows = iter(table)
     for number, array in enumerate(arrays):
         if array.chunk_counts:
@@ -598,6 +621,13 @@ def read_contents(data: memoryview, arrays: list[Array], table: list[Row]) -> No
                 shape, place = [high - low for low, high in box], tuple(slice(low, high) for low, high in box)
                 items[place] = np.frombuffer(raw, items.dtype).reshape(shape)
             array.content = items.tobytes()
+    for (where, members), count in zip(pools_of(arrays, index), index["arrays"]["pools"], strict=True):
+        left = iter(members)
+        for row in islice(rows, count):
+            raw = read_chunk(data, row, members[0].dtype.itemsize, where)
+            while raw:
+                member = next(left)
+                member.content, raw = raw[: member.nbytes], raw[member.nbytes :]
 
 
 # The whole file.
@@ -615,7 +645,7 @@ def decode(data: bytes | memoryview) -> Checkpoint:
         check_types(index["types"])
         arrays = read_arrays(index)
         nodes, metadata_nodes = read_nodes(index, arrays)
-        read_contents(view, arrays, read_chunk_table(index, arrays, index_offset))
+        read_contents(view, arrays, index, read_chunk_table(index, arrays, index_offset))
     except (MemoryError, RecursionError) as error:
         raise Refused(LIMIT, type(error).__name__) from None
     return index["types"], arrays, nodes, metadata_nodes
