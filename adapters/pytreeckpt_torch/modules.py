@@ -49,7 +49,9 @@ def plan_module(
         text for text in differences.missing if not any(each in saved for each in tied[text.removeprefix(f"{name}/")])
     ]
     for each, key in keys.items():
-        if each in saved and (problem := _misfit(ours[key], saved[each], cast=cast)) is not None:
+        if each not in saved or _is_extra(each):
+            continue
+        if (problem := _misfit(ours[key], saved[each], cast=cast)) is not None:
             differences.mismatched.append(f"{name}/{each}: {problem}")
     differences.mismatched += _untied(name, tied, saved)
     differences.notes += _notes(name, module, captured)
@@ -60,7 +62,11 @@ def plan_module(
         )
 
     def apply() -> nn.Module:
-        values = {keys[each]: value for each, value in saved.items() if each in keys and value is not None}
+        values = {
+            keys[each]: value
+            for each, value in saved.items()
+            if each in keys and (value is not None or _is_extra(each))
+        }
         if on_meta:
             _assign(module, values, ours, device=device, owned=owned)
         else:
@@ -68,6 +74,11 @@ def plan_module(
         return module
 
     return Part(differences, apply)
+
+
+def _is_extra(name: str) -> bool:
+    """Whether a name is that of an extra state, which may be of any type and shape: the module takes what it gave."""
+    return name.rpartition(".")[2] == "_extra_state"
 
 
 def as_tensor(value: Any) -> Any:
@@ -79,13 +90,13 @@ def _tied(keys: Mapping[str, str], state: Mapping[str, Any]) -> dict[str, list[s
     """For each name, all names of the same tensor."""
     by_tensor: dict[int, list[str]] = {}
     for name, key in keys.items():
-        by_tensor.setdefault(id(state[key]), []).append(name)
+        by_tensor.setdefault(id(name if _is_extra(name) else state[key]), []).append(name)
     return {name: names for names in by_tensor.values() for name in names}
 
 
 def _misfit(ours: Any, saved: Any, *, cast: bool) -> str | None:
     """Why a saved value does not go where ours is."""
-    if isinstance(ours, _LAZY):
+    if isinstance(ours, _LAZY) and saved is None:
         return None
     if isinstance(ours, torch.Tensor) != isinstance(saved, torch.Tensor):
         if saved is None:
@@ -93,7 +104,7 @@ def _misfit(ours: Any, saved: Any, *, cast: bool) -> str | None:
         return f"the module has a {type(ours).__name__}, the checkpoint a {type(saved).__name__}"
     if not isinstance(ours, torch.Tensor):
         return None
-    if ours.shape != saved.shape:
+    if not isinstance(ours, _LAZY) and ours.shape != saved.shape:
         return f"the module has shape {list(ours.shape)}, the checkpoint {list(saved.shape)}"
     if ours.dtype != saved.dtype and not cast:
         return f"the module has {ours.dtype}, the checkpoint {saved.dtype}; cast=True converts"
@@ -112,11 +123,19 @@ def _untied(name: str, tied: Mapping[str, list[str]], saved: Mapping[str, Any]) 
 
 def same_bits(a: torch.Tensor, b: torch.Tensor) -> bool:
     """Whether two tensors hold the same, NaNs included."""
-    if a is b or (a.data_ptr() == b.data_ptr() and a.shape == b.shape and a.stride() == b.stride()):
+    if a is b:
         return True
     if a.shape != b.shape or a.dtype != b.dtype:
         return False
+    a, b = (_plain(each) for each in (a, b))
+    if a.data_ptr() == b.data_ptr() and a.stride() == b.stride():
+        return True
     return torch.equal(a.contiguous().view(-1).view(torch.uint8), b.contiguous().view(-1).view(torch.uint8))
+
+
+def _plain(tensor: torch.Tensor) -> torch.Tensor:
+    """With all elements in memory as they are."""
+    return tensor.resolve_conj().resolve_neg() if tensor.layout is torch.strided else tensor.to_dense()
 
 
 def _notes(name: str, module: nn.Module, captured: Mapping[str, Any]) -> list[str]:
@@ -154,11 +173,14 @@ def _assign(
     """Give a module on the meta device its tensors, those that are tied once."""
     made: dict[int, torch.Tensor] = {}
     placed: dict[str, Any] = {}
+    given: set[int] = set()
     for key, value in values.items():
         mine = ours.get(key)
-        if isinstance(value, torch.Tensor) and isinstance(mine, torch.Tensor):
+        if isinstance(value, torch.Tensor) and isinstance(mine, torch.Tensor) and not _is_extra(key):
             if id(mine) not in made:
-                moved = value.to(device=device, dtype=mine.dtype, copy=not owned)
+                # What is one tensor in the checkpoint may be two here.
+                moved = value.to(device=device, dtype=mine.dtype, copy=not owned or id(value) in given)
+                given.add(id(value))
                 is_parameter = isinstance(mine, nn.Parameter)
                 made[id(mine)] = nn.Parameter(moved, mine.requires_grad) if is_parameter else moved
             placed[key] = made[id(mine)]

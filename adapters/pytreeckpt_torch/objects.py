@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -10,7 +11,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
 from pytreeckpt import UnsupportedTypeError
-from pytreeckpt.training import Differences, Part, Role, copied, stateful_role
+from pytreeckpt.training import GENERATOR_RANK, Differences, Part, Role, copied, stateful_role
 from pytreeckpt_torch.modules import as_tensor
 from pytreeckpt_torch.names import class_text
 
@@ -44,13 +45,33 @@ def _capture_scheduler(scheduler: Any) -> dict[str, object]:
     }
 
 
+# Each state is first given to an object that nobody else uses: it says what is wrong, and may have begun by then.
+
+
 def _plan_scheduler(name: str, scheduler: Any, captured: Mapping[str, Any]) -> Part:
     differences = _class_differs(name, scheduler, captured)
     if not differences.mismatched and captured["schedulers"] != _nested(scheduler):
         differences.mismatched.append(
             f"{name}: it is made of {_nested(scheduler)}, and in the checkpoint of {captured['schedulers']}"
         )
-    return Part(differences, _applying(scheduler, lambda: scheduler.load_state_dict(copied(captured["state"]))))
+    state = captured["state"]
+    # What a class of one's own does then is not known.
+    if not differences.mismatched and type(scheduler).__module__.startswith("torch.optim."):
+        _twin(scheduler).load_state_dict(copied(state))
+    return Part(differences, _applying(scheduler, lambda: scheduler.load_state_dict(copied(state))))
+
+
+def _twin(scheduler: Any) -> Any:
+    """A scheduler of the same optimizer that takes a state without a change to the first one."""
+    twin = copy.copy(scheduler)
+    for key, value in vars(scheduler).items():
+        if key == "_schedulers":
+            twin._schedulers = [_twin(each) for each in value]  # noqa: SLF001 - as load_state_dict finds them
+        elif key == "lr_lambdas":
+            twin.lr_lambdas = [copy.copy(each) for each in value]
+        elif key == "_scale_fn_custom":
+            twin._scale_fn_custom = copy.copy(value)  # noqa: SLF001 - likewise
+    return twin
 
 
 def _capture_scaler(scaler: torch.amp.GradScaler) -> dict[str, object]:
@@ -62,7 +83,13 @@ def _plan_scaler(name: str, scaler: torch.amp.GradScaler, captured: Mapping[str,
     if captured["enabled"] != scaler.is_enabled():
         ours, theirs = ("enabled" if enabled else "disabled" for enabled in (scaler.is_enabled(), captured["enabled"]))
         differences.mismatched.append(f"{name}: the scaler is {ours}, that of the checkpoint was {theirs}")
-    return Part(differences, _applying(scaler, lambda: scaler.load_state_dict(copied(captured["state"]))))
+    state = captured["state"]
+    if not differences.mismatched:
+        other = torch.amp.GradScaler("cpu", enabled=scaler.is_enabled())
+        # Before it has scaled anything it would take any scale.
+        other.scale(torch.zeros(()))
+        other.load_state_dict(copied(state))
+    return Part(differences, _applying(scaler, lambda: scaler.load_state_dict(copied(state))))
 
 
 def _capture_generator(generator: torch.Generator) -> dict[str, object]:
@@ -77,7 +104,10 @@ def _plan_generator(name: str, generator: torch.Generator, captured: Mapping[str
             f"{name}: the generator is on {generator.device}, that of the checkpoint was on {captured['device']}"
         )
     # Where it is on a device, its state is on the CPU all the same.
-    return Part(differences, _applying(generator, lambda: generator.set_state(as_tensor(captured["state"]).clone())))
+    state = as_tensor(captured["state"]).clone()
+    if not differences.mismatched:
+        torch.Generator(generator.device).set_state(state)
+    return Part(differences, _applying(generator, lambda: generator.set_state(state)), GENERATOR_RANK)
 
 
 def _capture_sampler(sampler: DistributedSampler[Any]) -> dict[str, object]:
@@ -88,7 +118,8 @@ def _plan_sampler(name: str, sampler: DistributedSampler[Any], captured: Mapping
     differences = _class_differs(name, sampler, captured)
     if not differences.mismatched and captured["seed"] != sampler.seed:
         differences.mismatched.append(f"{name}: the seed is {sampler.seed}, that of the checkpoint {captured['seed']}")
-    return Part(differences, _applying(sampler, lambda: sampler.set_epoch(captured["epoch"])))
+    epoch = captured["epoch"]
+    return Part(differences, _applying(sampler, lambda: sampler.set_epoch(epoch)))
 
 
 def _loader_role() -> Role:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import Any, Final
 
+import numpy as np
 import torch
 from torch.optim import Optimizer
 
@@ -104,6 +105,10 @@ def plan_optimizer(
     differences.missing += [
         _text(name, each) for each, saved in zip(chain(*ours), matches.saved_names, strict=True) if saved is None
     ]
+    # What a class of one's own does then is not known.
+    if not differences.mismatched and type(optimizer).__module__.startswith("torch.optim"):
+        # One that nobody else uses, of empty tensors, says what is wrong.
+        _load(copy.copy(optimizer), {**captured, "state": _emptied(captured["state"])}, matches, owned=True)
 
     def apply() -> Optimizer:
         _load(optimizer, captured, matches, owned=owned)
@@ -234,6 +239,15 @@ def _tensors(tree: Any, *, owned: bool) -> Any:
     if isinstance(tree, torch.Tensor):
         return tree if owned else tree.clone()
     return as_tensor(tree)
+
+
+def _emptied(tree: Any) -> Any:
+    """A tree with empty tensors."""
+    if isinstance(tree, dict):
+        return {key: _emptied(value) for key, value in tree.items()}
+    if type(tree) in {list, tuple}:
+        return type(tree)(map(_emptied, tree))
+    return torch.empty(0, dtype=as_tensor(tree).dtype) if isinstance(tree, torch.Tensor | np.ndarray) else tree
 
 
 def _uncast(loaded: Any, saved: Any) -> Any:

@@ -63,10 +63,14 @@ def plan_rng(name: str, captured: Mapping[str, Any]) -> Part:
     if "mps" in mine and not torch.backends.mps.is_available():
         differences.mismatched.append(f"{name}: the checkpoint has the state of an MPS device, and there is none here")
 
+    # As with other generators: one that nobody else uses says what is wrong.
+    of_torch = as_tensor(mine["torch"]).cpu().clone()
+    torch.Generator().set_state(of_torch)
+
     def apply() -> None:
         for part in parts:
             part.apply()
-        torch.set_rng_state(as_tensor(mine["torch"]).cpu().clone())
+        torch.set_rng_state(of_torch)
         if cuda is not None:
             torch.cuda.set_rng_state_all([as_tensor(state).cpu() for state in cuda])
         if "mps" in mine:

@@ -159,9 +159,9 @@ def _restore_into(
             f"this is the state of a training in {header.framework}; to go on in torch it has to be converted"
         )
     roles = _roles(objects, cast=cast, device=None if device is None else torch.device(device), owned=owned)
-    more: dict[str, Part] = {}
+    more: dict[str, Callable[[], Part]] = {}
     if rng and header is not None and RNG in tree:
-        more[RNG] = plan_rng(RNG, tree[RNG])
+        more[RNG] = lambda: plan_rng(RNG, tree[RNG])
     return restore_objects(tree, objects, roles, strict=strict, more=more)
 
 

@@ -42,26 +42,34 @@ def _compare(
                 f"{name}: this has shape {list(target.shape)} and {target.dtype}, the checkpoint "
                 f"{list(theirs.shape)} and {theirs.dtype}"
             )
+        elif target.is_meta:
+            differences.mismatched.append(f"{name}: this is on the meta device, where nothing can be put into it")
         else:
             copies.append((target, theirs))
     elif isinstance(target, dict) and isinstance(saved, dict):
         for key, value in target.items():
             if key in saved:
                 _compare(f"{name}/{key}", value, saved[key], differences, copies, cast=cast)
-            elif isinstance(value, torch.Tensor):
+            elif _holds_tensor(value):
                 differences.missing.append(f"{name}/{key}")
-        if any(isinstance(value, torch.Tensor) for value in target.values()):
+        if _holds_tensor(target):
             differences.unexpected += [f"{name}/{key}" for key in saved if key not in target]
     elif isinstance(target, list) and isinstance(saved, list):
         if len(target) == len(saved):
             for index, (value, theirs) in enumerate(zip(target, saved, strict=True)):
                 _compare(f"{name}/{index}", value, theirs, differences, copies, cast=cast)
-        elif any(isinstance(value, torch.Tensor) for value in target):
+        elif _holds_tensor(target):
             differences.mismatched.append(f"{name}: this has {len(target)} items, the checkpoint {len(saved)}")
     elif isinstance(target, dict | list):
         differences.mismatched.append(
             f"{name}: this is a {type(target).__name__}, the checkpoint has a {type(saved).__name__}"
         )
+
+
+def _holds_tensor(value: Any) -> bool:
+    if isinstance(value, dict | list | tuple):
+        return any(map(_holds_tensor, value.values() if isinstance(value, dict) else value))
+    return isinstance(value, torch.Tensor)
 
 
 def _filled(target: Any, saved: Any) -> Any:
@@ -70,7 +78,7 @@ def _filled(target: Any, saved: Any) -> Any:
         return target
     if isinstance(target, dict):
         items = {key: _filled(target.get(key), value) for key, value in saved.items()}
-        kept = {key: value for key, value in target.items() if isinstance(value, torch.Tensor)}
+        kept = {key: value for key, value in target.items() if _holds_tensor(value)}
         target.clear()
         target.update({**kept, **items})
         return target
