@@ -9,10 +9,12 @@ from typing import Any
 import jax
 import numpy as np
 
+from pytreeckpt import UnsupportedTypeError
+
 Name = tuple[Any, ...]
 """The steps to a leaf: field names, dict keys, positions."""
 
-_PLAIN = (bool, int, float, complex, np.generic)
+_NUMBERS = (int, float, complex, np.generic)
 
 
 def is_array(leaf: object) -> bool:
@@ -21,8 +23,10 @@ def is_array(leaf: object) -> bool:
 
 
 def is_stored(leaf: object) -> bool:
-    """Whether a leaf belongs to the state; functions and texts, for example, are the program's."""
-    return is_array(leaf) or isinstance(leaf, _PLAIN)
+    """Whether a leaf belongs to the state: arrays and numbers. Functions, texts and flags (`inference=True`) are the
+    program's.
+    """
+    return is_array(leaf) or (isinstance(leaf, _NUMBERS) and not isinstance(leaf, bool))
 
 
 def is_nnx(value: object) -> bool:
@@ -37,8 +41,23 @@ def is_nnx(value: object) -> bool:
 
 def leaves_by_name(tree: object) -> tuple[list[Name], list[Any], Any]:
     """The names and leaves of a pytree, and what it is made of otherwise."""
-    found, treedef = jax.tree_util.tree_flatten_with_path(tree)
-    return [tuple(_step(key) for key in path) for path, _ in found], [leaf for _, leaf in found], treedef
+    try:
+        found, treedef = jax.tree_util.tree_flatten_with_path(tree)
+    except (TypeError, ValueError) as error:
+        # For example, keys of a dict that have no order.
+        raise UnsupportedTypeError(f"this is no pytree of JAX: {error}") from None
+    names = [tuple(_step(key) for key in path) for path, _ in found]
+    if not _are_apart(names):
+        # A class may have any names for its children, also twice the same.
+        names = [(place,) for place in range(len(names))]
+    return names, [leaf for _, leaf in found], treedef
+
+
+def _are_apart(names: Sequence[Name]) -> bool:
+    """Whether no name is another's, or the beginning of another's."""
+    every = set(names)
+    beginnings = {name[:length] for name in every for length in range(len(name))}
+    return len(every) == len(names) and every.isdisjoint(beginnings)
 
 
 def _step(key: Any) -> Any:

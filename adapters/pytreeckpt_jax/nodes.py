@@ -14,13 +14,13 @@ import jax
 from pytreeckpt import ClassKind, Expansion, ObjectType
 
 # What JAX and the core both know is the core's, which keeps all of it.
-_PLAIN: Final = frozenset([dict, list, tuple, OrderedDict, defaultdict, deque, type(None)])
+PLAIN: Final = frozenset([dict, list, tuple, OrderedDict, defaultdict, deque, type(None)])
 
 
 def expand_node(value: object) -> Expansion | None:
     """The children of a registered node, or None for a leaf of JAX and for plain containers and namedtuples."""
     cls = type(value)
-    if cls in _PLAIN or (isinstance(value, tuple) and hasattr(cls, "_fields")) or jax.tree_util.all_leaves([value]):
+    if cls in PLAIN or (isinstance(value, tuple) and hasattr(cls, "_fields")) or jax.tree_util.all_leaves([value]):
         return None
     paths, treedef = jax.tree_util.tree_flatten_with_path(value, is_leaf=lambda node: node is not value)
     names = _field_names([path[0] for path, _ in paths])

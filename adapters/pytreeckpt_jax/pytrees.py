@@ -9,13 +9,12 @@ import jax
 import numpy as np
 from jax.sharding import Sharding
 
-from pytreeckpt import UnsupportedTypeError
+from pytreeckpt import StructureMismatchError, UnsupportedTypeError
 from pytreeckpt.training import Differences, Part, Role, class_name
 from pytreeckpt_jax.arrays import build_array, build_keys, is_keys
 from pytreeckpt_jax.names import Name, is_array, is_nnx, is_stored, leaves_by_name, nested, text, unnested
+from pytreeckpt_jax.nodes import PLAIN
 from pytreeckpt_jax.placement import from_array, place
-
-_CONTAINERS = (dict, list, tuple)
 
 
 def _holds(value: object, wanted: Callable[[object], bool]) -> bool:
@@ -26,9 +25,9 @@ def _holds(value: object, wanted: Callable[[object], bool]) -> bool:
     stack = [value]
     while stack:
         each = stack.pop()
-        if type(each) in _CONTAINERS:
+        if type(each) in PLAIN:
             items: Any = each.values() if isinstance(each, dict) else each
-            stack.extend(items)
+            stack.extend(items or ())
         elif is_nnx(each):
             return False
         else:
@@ -47,13 +46,23 @@ def is_plain(value: object) -> bool:
 
 
 def capture_pytree(tree: object) -> dict[str, object]:
-    """`class`, and `leaves` by name; what is no array or number is the program's, and left out."""
+    """`class`, and `leaves` by name; what is no array or number is the program's, and left out. Raises
+    `UnsupportedTypeError` if nothing else is in it.
+    """
+    leaves = stored_leaves(tree)
+    if leaves == {} and jax.tree_util.tree_leaves(tree):
+        raise UnsupportedTypeError(
+            f"a {class_name(tree)} has no arrays and no numbers, and so no state; of an optimizer of optax, give the "
+            "state that its init made"
+        )
+    return {"class": class_name(tree), "leaves": leaves}
+
+
+def stored_leaves(tree: object) -> Any:
+    """The leaves of a tree that belong to the state, in dicts within dicts."""
     names, leaves, _ = leaves_by_name(tree)
     stored = [(name, leaf) for name, leaf in zip(names, leaves, strict=True) if is_stored(leaf)]
-    return {
-        "class": class_name(tree),
-        "leaves": nested([name for name, _ in stored], [leaf for _, leaf in stored]),
-    }
+    return nested([name for name, _ in stored], [leaf for _, leaf in stored])
 
 
 def compare(
@@ -132,12 +141,22 @@ def shardings_of(owner: str, sharding: object, tree: object) -> list[Sharding | 
     try:
         every = jax.tree.broadcast(sharding, tree, is_leaf=lambda each: each is None or isinstance(each, Sharding))
     except ValueError as error:
-        raise ValueError(f"{owner}: the tree of shardings does not begin as the object does: {error}") from None
+        raise StructureMismatchError(
+            f"{owner}: the tree of shardings does not begin as the object does: {error}"
+        ) from None
     found: list[Any] = jax.tree_util.tree_leaves(every, is_leaf=lambda each: each is None)
     for each in found:
         if each is not None and not isinstance(each, Sharding):
             raise UnsupportedTypeError(f"{owner}: a {type(each).__name__} is no jax.sharding.Sharding")
     return found
+
+
+def _unplaceable(name: str, leaf: Any, sharding: Sharding) -> list[str]:
+    try:
+        sharding.shard_shape(_shape(leaf))
+    except (LookupError, ValueError):
+        return [f"{name}: the sharding given does not divide shape {list(_shape(leaf))}: {sharding}"]
+    return []
 
 
 def plan_pytree(owner: str, tree: object, captured: Mapping[str, Any], *, sharding: object, cast: bool) -> Part:
@@ -159,15 +178,19 @@ def plan_leaves(owner: str, tree: object, saved: Mapping[Name, Any], *, sharding
     names, leaves, treedef = leaves_by_name(tree)
     wanted = {name: leaf for name, leaf in zip(names, leaves, strict=True) if is_stored(leaf)}
     stored = {name: leaf for name, leaf in saved.items() if is_stored(leaf)}
+    others = {name: leaf for name, leaf in saved.items() if name not in stored}
     differences, fitting = compare(owner, wanted, stored, cast=cast)
     shardings = shardings_of(owner, sharding, tree)
+    for name, leaf, each in zip(names, leaves, shardings, strict=True):
+        if each is not None and name in fitting:
+            differences.mismatched += _unplaceable(text(owner, name), leaf, each)
 
     def apply() -> object:
         return jax.tree_util.tree_unflatten(
             treedef,
             [
                 # A text, for example, is the checkpoint's where it has one.
-                put(leaf, saved[name], each) if name in fitting else saved.get(name, leaf)
+                put(leaf, stored[name], each) if name in fitting else leaf if name in wanted else others.get(name, leaf)
                 for name, leaf, each in zip(names, leaves, shardings, strict=True)
             ],
         )

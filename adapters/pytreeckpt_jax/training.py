@@ -27,8 +27,10 @@ from pytreeckpt.training import (
     plan_globals,
     restore_objects,
     stateful_role,
+    wants_rng,
 )
-from pytreeckpt_jax.nnx_objects import nnx_role
+from pytreeckpt_jax.names import is_nnx
+from pytreeckpt_jax.nnx_objects import nnx_roles
 from pytreeckpt_jax.pytrees import pytree_roles
 
 StrPath = str | os.PathLike[str]
@@ -49,10 +51,9 @@ def capture(*, rng: bool = True, **objects: object) -> dict[str, object]:
     `rng`: whether to add the states of the generators behind `random` and `numpy.random`; JAX has none.
     """
     if not isinstance(rng, bool):
-        raise TypeError(f"rng is True or False, not {rng!r}")
-    if RNG in objects:
-        raise ValueError(
-            f"{RNG!r} is what the states of the global generators are called; give the object another name"
+        raise TypeError(
+            f"{RNG!r} is what the states of the global generators are called, and is True or False, not {rng!r}; give "
+            "an object another name"
         )
     tree = capture_objects(objects, _roles({}, cast=False), framework="jax", version=jax.__version__)
     if rng:
@@ -63,7 +64,7 @@ def capture(*, rng: bool = True, **objects: object) -> dict[str, object]:
 def restore_into(
     tree: Mapping[str, Any],
     *,
-    rng: bool = True,
+    rng: bool | None = None,
     strict: bool = True,
     cast: bool = False,
     sharding: Sharding | Mapping[str, object] | None = None,
@@ -79,7 +80,8 @@ def restore_into(
     Arrays go where those of the objects are. `sharding`: where they go instead, one for all, or by the names of objects
     one for each, or a tree of them that begins as the object does.
 
-    `rng=False` leaves the global generators as they are.
+    `rng`: whether to put the states of the global generators back. None: if all objects of the checkpoint are given,
+    so that loading the weights alone leaves them as they are.
     """
     header = header_of(tree)
     if header is not None and header.framework != "jax":
@@ -90,10 +92,11 @@ def restore_into(
     unknown = [name for name in by_name if name not in objects]
     if unknown:
         raise ValueError(f"sharding is given for {', '.join(unknown)}, and the objects are {', '.join(objects)}")
-    more: dict[str, Part] = {}
-    if rng and header is not None and RNG in tree:
-        more[RNG] = _plan_rng(tree[RNG])
-    return restore_objects(tree, objects, _roles(by_name, cast=cast), strict=strict, more=more)
+    by_part = {part: each for name, given in by_name.items() for part, each in _parts(name, objects[name], given)}
+    more: dict[str, Callable[[], Part]] = {}
+    if header is not None and RNG in tree and wants_rng(header, objects, rng):
+        more[RNG] = lambda: _plan_rng(tree[RNG])
+    return restore_objects(tree, objects, _roles(by_part, cast=cast), strict=strict, more=more)
 
 
 def save_training(
@@ -122,7 +125,7 @@ def save_training(
 def resume(
     path: StrPath,
     *,
-    rng: bool = True,
+    rng: bool | None = None,
     strict: bool = True,
     cast: bool = False,
     sharding: Sharding | Mapping[str, object] | None = None,
@@ -171,6 +174,21 @@ def _reading_to(objects: object, sharding: object) -> AbstractContextManager[Any
     return context
 
 
+def _parts(name: str, value: object, sharding: Any) -> list[tuple[str, object]]:
+    """What a sharding is for: an object, or in a dict or list of objects of nnx each of them."""
+    items = list(
+        value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list | tuple) else ()
+    )
+    if not any(is_nnx(each) for _, each in items):
+        return [(name, sharding)]
+    if sharding is None or isinstance(sharding, Sharding):
+        return [(f"{name}/{key}", sharding) for key, _ in items]
+    try:
+        return [(f"{name}/{key}", sharding[key]) for key, _ in items]
+    except (LookupError, TypeError) as error:
+        raise ValueError(f"{name}: the shardings are not by the names of the objects in it: {error!r}") from None
+
+
 def _plan_rng(captured: Mapping[str, Any]) -> Part:
     differences = Differences()
     mine = of_rank(RNG, captured, rank=jax.process_index(), world_size=jax.process_count(), differences=differences)
@@ -187,7 +205,7 @@ def _plan_rng(captured: Mapping[str, Any]) -> Part:
 
 def _roles(shardings: Mapping[str, object], *, cast: bool) -> list[Role]:
     return [
-        nnx_role(shardings, cast=cast),
+        *nnx_roles(shardings, cast=cast),
         *generator_roles(),
         stateful_role("state_dict", "load_state_dict"),
         stateful_role("get_state", "set_state"),

@@ -53,6 +53,8 @@ def plan_module(
             continue
         if (problem := _misfit(ours[key], saved[each], cast=cast)) is not None:
             differences.mismatched.append(f"{name}/{each}: {problem}")
+    if keys and saved and not any(each in saved for each in keys):
+        differences.mismatched.append(f"{name}: the checkpoint has none of its names")
     differences.mismatched += _untied(name, tied, saved)
     differences.notes += _notes(name, module, captured)
     on_meta = any(isinstance(value, torch.Tensor) and value.is_meta for value in ours.values())
@@ -106,6 +108,8 @@ def _misfit(ours: Any, saved: Any, *, cast: bool) -> str | None:
         return None
     if not isinstance(ours, _LAZY) and ours.shape != saved.shape:
         return f"the module has shape {list(ours.shape)}, the checkpoint {list(saved.shape)}"
+    if saved.is_complex() and not ours.is_complex():
+        return f"the module has {ours.dtype}, the checkpoint {saved.dtype}, which it cannot hold"
     if ours.dtype != saved.dtype and not cast:
         return f"the module has {ours.dtype}, the checkpoint {saved.dtype}; cast=True converts"
     return None
@@ -140,7 +144,7 @@ def _plain(tensor: torch.Tensor) -> torch.Tensor:
 
 def _notes(name: str, module: nn.Module, captured: Mapping[str, Any]) -> list[str]:
     notes: list[str] = []
-    frozen = set(captured["frozen"])
+    frozen = set(captured.get("frozen", ()))
     now = {each for each, parameter in parameters_by_name(module).items() if not parameter.requires_grad}
     known = set(captured["state"])
     for title, names in (
@@ -149,7 +153,7 @@ def _notes(name: str, module: nn.Module, captured: Mapping[str, Any]) -> list[st
     ):
         if names:
             notes.append(f"{name}: {title}: {_listed(names)}")
-    theirs = captured["layers"]
+    theirs = captured.get("layers", {})
     for each, layer in layers_of(module).items():
         if each in theirs and theirs[each]["class"] != layer["class"]:
             where = f"layer {each}" if each else "the module itself"

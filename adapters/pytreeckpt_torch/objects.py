@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 from torch.utils.data import DataLoader, DistributedSampler, Sampler
 
@@ -14,6 +15,7 @@ from pytreeckpt import UnsupportedTypeError
 from pytreeckpt.training import GENERATOR_RANK, Differences, Part, Role, copied, stateful_role
 from pytreeckpt_torch.modules import as_tensor
 from pytreeckpt_torch.names import class_text
+from pytreeckpt_torch.optimizers import ParameterName, ParameterNames
 
 
 def _class_differs(name: str, value: object, captured: Mapping[str, Any]) -> Differences:
@@ -37,9 +39,19 @@ def _nested(scheduler: Any) -> list[object]:
     return [[class_text(type(each)), _nested(each)] for each in getattr(scheduler, "_schedulers", ())]
 
 
-def _capture_scheduler(scheduler: Any) -> dict[str, object]:
+def _groups(scheduler: Any, names: ParameterNames) -> list[list[ParameterName]] | None:
+    """The names of the parameters in each group of a scheduler's optimizer, or None if no object holds them."""
+    optimizer = getattr(scheduler, "optimizer", None)
+    try:
+        return names.in_groups(optimizer) if isinstance(optimizer, Optimizer) else None
+    except ValueError:
+        return None
+
+
+def _capture_scheduler(scheduler: Any, names: ParameterNames) -> dict[str, object]:
     return {
         "class": class_text(type(scheduler)),
+        "groups": _groups(scheduler, names),
         "schedulers": _nested(scheduler),
         "state": copied(scheduler.state_dict()),
     }
@@ -48,11 +60,25 @@ def _capture_scheduler(scheduler: Any) -> dict[str, object]:
 # Each state is first given to an object that nobody else uses: it says what is wrong, and may have begun by then.
 
 
-def _plan_scheduler(name: str, scheduler: Any, captured: Mapping[str, Any]) -> Part:
+def _moved(ours: Sequence[Sequence[ParameterName]], saved: Sequence[Sequence[ParameterName]]) -> bool:
+    """Whether groups are in another order or number: a scheduler has a list with an item for each."""
+    before = {tuple(each): number for number, group in enumerate(saved) for each in group}
+    return len(ours) != len(saved) or any(
+        before.get(each, number) != number for number, group in enumerate(ours) for each in group
+    )
+
+
+def _plan_scheduler(name: str, scheduler: Any, captured: Mapping[str, Any], names: ParameterNames) -> Part:
     differences = _class_differs(name, scheduler, captured)
     if not differences.mismatched and captured["schedulers"] != _nested(scheduler):
         differences.mismatched.append(
             f"{name}: it is made of {_nested(scheduler)}, and in the checkpoint of {captured['schedulers']}"
+        )
+    groups, saved_groups = _groups(scheduler, names), captured["groups"]
+    if groups is not None and saved_groups is not None and _moved(groups, saved_groups):
+        differences.mismatched.append(
+            f"{name}: the parameter groups of its optimizer are in another order or number than they were; put them in "
+            "that of the checkpoint, or leave the scheduler out and begin a new one"
         )
     state = captured["state"]
     # What a class of one's own does then is not known.
@@ -137,7 +163,7 @@ def _loader_role() -> Role:
             loader.state_dict()
             return loader
 
-        return Part(part.differences, apply)
+        return Part(part.differences, apply, part.rank)
 
     return Role(role.name, lambda value: isinstance(value, DataLoader) and role.matches(value), role.capture, plan)
 
@@ -152,10 +178,15 @@ def _refuse(value: object) -> object:
     raise UnsupportedTypeError(f"a {cls} has no state_dict: give its generator, in generators=…")
 
 
-def object_roles() -> list[Role]:
-    """Their roles."""
+def object_roles(names: ParameterNames) -> list[Role]:
+    """Their roles. `names`: those of the parameters of the training's modules."""
     return [
-        Role("scheduler", lambda value: isinstance(value, LRScheduler), _capture_scheduler, _plan_scheduler),
+        Role(
+            "scheduler",
+            lambda value: isinstance(value, LRScheduler),
+            lambda scheduler: _capture_scheduler(scheduler, names),
+            lambda name, scheduler, state: _plan_scheduler(name, scheduler, state, names),
+        ),
         Role("scaler", lambda value: isinstance(value, torch.amp.GradScaler), _capture_scaler, _plan_scaler),
         Role("generator", lambda value: isinstance(value, torch.Generator), _capture_generator, _plan_generator),
         Role("sampler", lambda value: isinstance(value, DistributedSampler), _capture_sampler, _plan_sampler),

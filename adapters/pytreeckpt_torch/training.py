@@ -21,6 +21,7 @@ from pytreeckpt.training import (
     header_of,
     leaves_for,
     restore_objects,
+    wants_rng,
 )
 from pytreeckpt_torch.modules import capture_module, plan_module
 from pytreeckpt_torch.names import parameters_by_name
@@ -64,7 +65,7 @@ def capture(*, rng: bool | Literal["gather"] = True, **objects: object) -> dict[
 def restore_into(
     tree: Mapping[str, Any],
     *,
-    rng: bool = True,
+    rng: bool | None = None,
     strict: bool = True,
     cast: bool = False,
     device: torch.device | str | None = None,
@@ -79,7 +80,8 @@ def restore_into(
     (by default where the tree has them). Whether parameters have gradients and modules are in training mode is the
     program's affair; `notes` tells where the first differs.
 
-    `rng=False` leaves the global generators as they are.
+    `rng`: whether to put the states of the global generators back. None: if all objects of the checkpoint are given,
+    so that loading the weights alone leaves them as they are.
     """
     return _restore_into(tree, objects, rng=rng, strict=strict, cast=cast, device=device, owned=False)
 
@@ -110,7 +112,7 @@ def save_training(
 def resume(
     path: StrPath,
     *,
-    rng: bool = True,
+    rng: bool | None = None,
     strict: bool = True,
     cast: bool = False,
     device: torch.device | str | None = None,
@@ -147,7 +149,7 @@ def _restore_into(
     tree: Any,
     objects: Mapping[str, object],
     *,
-    rng: bool,
+    rng: bool | None,
     strict: bool,
     cast: bool,
     device: torch.device | str | None,
@@ -160,7 +162,7 @@ def _restore_into(
         )
     roles = _roles(objects, cast=cast, device=None if device is None else torch.device(device), owned=owned)
     more: dict[str, Callable[[], Part]] = {}
-    if rng and header is not None and RNG in tree:
+    if header is not None and RNG in tree and wants_rng(header, objects, rng):
         more[RNG] = lambda: plan_rng(RNG, tree[RNG])
     return restore_objects(tree, objects, roles, strict=strict, more=more)
 
@@ -181,7 +183,7 @@ def _roles(objects: Mapping[str, object], *, cast: bool, device: torch.device | 
             lambda name, optimizer, state: plan_optimizer(name, optimizer, state, names, owned=owned),
         ),
         *generator_roles(),
-        *object_roles(),
+        *object_roles(names),
         value_role(cast=cast),
     ]
 

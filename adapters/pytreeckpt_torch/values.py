@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 import torch
 
 from pytreeckpt.training import Differences, Part, Role, copied
@@ -12,6 +13,8 @@ from pytreeckpt_torch.modules import as_tensor
 
 def _plan(name: str, target: Any, saved: Any, *, cast: bool) -> Part:
     differences = Differences()
+    if isinstance(target, dict) and target.keys() == {"state", "param_groups"}:
+        differences.mismatched.append(f"{name}: this is the state of an optimizer; give the optimizer itself")
     copies: list[tuple[torch.Tensor, torch.Tensor]] = []
     _compare(name, target, saved, differences, copies, cast=cast)
 
@@ -20,6 +23,22 @@ def _plan(name: str, target: Any, saved: Any, *, cast: bool) -> Part:
             for mine, theirs in copies:
                 mine.copy_(theirs)
         return _filled(target, saved)
+
+    return Part(differences, apply)
+
+
+def _plan_array(name: str, target: Any, saved: Any) -> Part:
+    differences = Differences()
+    if not isinstance(saved, np.ndarray):
+        differences.mismatched.append(f"{name}: this is an array, the checkpoint has a {type(saved).__name__}")
+    elif (saved.shape, saved.dtype) != (target.shape, target.dtype):
+        differences.mismatched.append(
+            f"{name}: this has shape {target.shape} and {target.dtype}, the checkpoint {saved.shape} and {saved.dtype}"
+        )
+
+    def apply() -> Any:
+        np.copyto(target, saved)
+        return target
 
     return Part(differences, apply)
 
@@ -90,10 +109,13 @@ def _filled(target: Any, saved: Any) -> Any:
 
 
 def value_role(*, cast: bool) -> Role:
-    """Of what stands for itself in the tree; as a target, of tensors, dicts and lists, which are filled."""
+    """Of what stands for itself in the tree; as a target, of tensors, arrays, dicts and lists, which are filled."""
+
+    def plan(name: str, target: Any, saved: Any) -> Part:
+        if isinstance(target, np.ndarray):
+            return _plan_array(name, target, saved)
+        return _plan(name, target, saved, cast=cast)
+
     return Role(
-        None,
-        lambda value: isinstance(value, torch.Tensor | dict | list),
-        lambda value: value,
-        lambda name, target, saved: _plan(name, target, saved, cast=cast),
+        None, lambda value: isinstance(value, torch.Tensor | np.ndarray | dict | list), lambda value: value, plan
     )

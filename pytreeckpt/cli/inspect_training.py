@@ -30,6 +30,6 @@ def summary_of(checkpoint: Checkpoint, outline: Outline) -> Summary | None:
 
 def training_lines(summary: Summary, width: int | None) -> list[Line]:
     """A line for each of the training's objects, and for the values that tell how far it is."""
-    pairs = [("training", summary.framework)] if summary.framework else []
+    pairs = [("training", visible(summary.framework))] if summary.framework else []
     pairs += [(visible(name), visible(text)) for name, _, text in summary.facts if text]
     return [*fields(pairs, width), []]

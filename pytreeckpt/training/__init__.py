@@ -4,8 +4,8 @@ back into it, what that came to, and the states of Python's and numpy's generato
 `pytreeckpt_torch` and `pytreeckpt_jax` are made of this; so can others be.
 """
 
-from pytreeckpt.training.generators import capture_globals, generator_roles, plan_globals
-from pytreeckpt.training.layout import RNG, Header, check_names, header_of, leaves_for
+from pytreeckpt.training.generators import GENERATOR_RANK, capture_globals, generator_roles, plan_globals
+from pytreeckpt.training.layout import RNG, Header, check_names, header_of, leaves_for, wants_rng
 from pytreeckpt.training.parts import Differences, Part, Role, copied, differing
 from pytreeckpt.training.ranks import by_rank, of_rank
 from pytreeckpt.training.restored import Restored
@@ -13,6 +13,7 @@ from pytreeckpt.training.stateful import class_name, stateful_role
 from pytreeckpt.training.states import capture_objects, restore_objects
 
 __all__ = [
+    "GENERATOR_RANK",
     "RNG",
     "Differences",
     "Header",
@@ -33,4 +34,5 @@ __all__ = [
     "plan_globals",
     "restore_objects",
     "stateful_role",
+    "wants_rng",
 ]

@@ -6,13 +6,19 @@ numpy's `bit_generator.state` leaves out how many children its seed sequence has
 
 from __future__ import annotations
 
+import copy
 import random
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 
 from pytreeckpt.training.parts import Differences, Part, Role, copied
+
+GENERATOR: Final = "generator"
+"""The role of all generators, a framework's too."""
+GENERATOR_RANK: Final = 1
+"""After data loaders, which may draw when they get their state."""
 
 
 def _capture_python(generator: Any) -> dict[str, object]:
@@ -44,8 +50,10 @@ def _class_differs(name: str, cls: str, state: Mapping[str, object]) -> Differen
     return differences
 
 
+# Each state is first given to a generator that nobody else uses: it says what is wrong, and may have begun by then.
+
+
 def _plan_python(name: str, generator: Any, state: Mapping[str, Any]) -> Part:
-    # Checked by a generator that nobody else uses: setstate says what is wrong, and may have begun by then.
     differences = _class_differs(name, "random.Random", state)
     if not differences.mismatched:
         random.Random(0).setstate(state["state"])  # noqa: S311 - no secret
@@ -54,7 +62,7 @@ def _plan_python(name: str, generator: Any, state: Mapping[str, Any]) -> Part:
         generator.setstate(state["state"])
         return generator
 
-    return Part(differences, apply)
+    return Part(differences, apply, GENERATOR_RANK)
 
 
 def _plan_legacy(name: str, generator: Any, state: Mapping[str, Any]) -> Part:
@@ -62,12 +70,15 @@ def _plan_legacy(name: str, generator: Any, state: Mapping[str, Any]) -> Part:
     ours = generator.get_state(legacy=False)["bit_generator"]
     if not differences.mismatched and state["state"]["bit_generator"] != ours:
         differences.mismatched.append(f"{name}: this runs on {ours}, the checkpoint {state['state']['bit_generator']}")
+    if not differences.mismatched:
+        other = copy.deepcopy(generator) if isinstance(generator, np.random.RandomState) else np.random.RandomState(0)
+        other.set_state(copied(state["state"]))
 
     def apply() -> object:
         generator.set_state(copied(state["state"]))
         return generator
 
-    return Part(differences, apply)
+    return Part(differences, apply, GENERATOR_RANK)
 
 
 def _plan_numpy(name: str, generator: np.random.Generator, state: Mapping[str, Any]) -> Part:
@@ -76,20 +87,22 @@ def _plan_numpy(name: str, generator: np.random.Generator, state: Mapping[str, A
     differences = _class_differs(name, f"numpy.random.{type(bits).__name__}", state)
     seed = state.get("seed")
     sequence = np.random.SeedSequence(**seed) if seed is not None else bits.seed_seq
+    if not differences.mismatched:
+        copy.deepcopy(bits).__setstate__((copied(state["state"]), sequence))
 
     def apply() -> np.random.Generator:
         bits.__setstate__((copied(state["state"]), sequence))
         return generator
 
-    return Part(differences, apply)
+    return Part(differences, apply, GENERATOR_RANK)
 
 
 def generator_roles() -> list[Role]:
     """The roles of `random.Random`, `numpy.random.RandomState` and `numpy.random.Generator`."""
     return [
-        Role("generator", lambda value: isinstance(value, random.Random), _capture_python, _plan_python),
-        Role("generator", lambda value: isinstance(value, np.random.RandomState), _capture_legacy, _plan_legacy),
-        Role("generator", lambda value: isinstance(value, np.random.Generator), _capture_numpy, _plan_numpy),
+        Role(GENERATOR, lambda value: isinstance(value, random.Random), _capture_python, _plan_python),
+        Role(GENERATOR, lambda value: isinstance(value, np.random.RandomState), _capture_legacy, _plan_legacy),
+        Role(GENERATOR, lambda value: isinstance(value, np.random.Generator), _capture_numpy, _plan_numpy),
     ]
 
 

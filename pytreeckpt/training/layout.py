@@ -50,8 +50,15 @@ def header_of(tree: object) -> Header | None:
                     "one, or take what you need from the tree itself",
                     rule="layout",
                 )
-            return Header(framework, version, roles)
+            if all(isinstance(name, str) and _is_role(role) for name, role in roles.items()):
+                return Header(framework, version, roles)
     return None
+
+
+def _is_role(role: object) -> bool:
+    if isinstance(role, dict | list):
+        return all(isinstance(each, str) for each in (role.values() if isinstance(role, dict) else role))
+    return isinstance(role, str)
 
 
 def check_names(names: Iterable[str]) -> None:
@@ -61,15 +68,22 @@ def check_names(names: Iterable[str]) -> None:
             raise ValueError(f"{name!r} is what the header of the state is called; give the object another name")
 
 
-def leaves_for(tree: object, names: Collection[str], *, rng: bool) -> Callable[[Path], bool] | None:
+def wants_rng(header: Header, names: Collection[str], rng: bool | None) -> bool:  # noqa: FBT001 - as it is given
+    """Whether the states of the global generators are to be put back: as `rng` says, or else if all objects of the
+    checkpoint are, because then the training goes on.
+    """
+    return rng if rng is not None else all(name in names for name in header.roles)
+
+
+def leaves_for(tree: object, names: Collection[str], *, rng: bool | None) -> Callable[[Path], bool] | None:
     """Which leaves of a tree are needed to restore these objects (`select=`): plain values too, and other objects not;
-    `rng`: whether the states of the global generators are. None: all, because the tree does not say what it holds.
+    `rng`: as for `wants_rng`. None: all, because the tree does not say what it holds.
     """
     header = header_of(tree)
     if header is None:
         return None
     left_out = {name for name in header.roles if name not in names}
-    if not rng:
+    if not wants_rng(header, names, rng):
         left_out.add(RNG)
 
     def is_needed(path: Path) -> bool:

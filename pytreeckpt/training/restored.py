@@ -26,7 +26,9 @@ class Restored(Mapping[str, Any]):
             return self.values_by_name[name]
         if name in self.skipped:
             raise KeyError(f"{name} is an object of the checkpoint: give one with {name}=… to have it restored")
-        raise KeyError(f"{name}; the checkpoint has {', '.join([*self.values_by_name, *self.skipped]) or 'nothing'}")
+        raise KeyError(
+            f"{name}; the checkpoint has {', '.join(map(str, [*self.values_by_name, *self.skipped])) or 'nothing'}"
+        )
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.values_by_name)
@@ -35,9 +37,9 @@ class Restored(Mapping[str, Any]):
         return len(self.values_by_name)
 
     def __str__(self) -> str:
-        lines = [f"restored: {', '.join(self.values_by_name) or 'nothing'}"]
+        lines = [f"restored: {', '.join(map(str, self.values_by_name)) or 'nothing'}"]
         for title in ("skipped", "missing", "unexpected"):
             names: tuple[str, ...] = getattr(self, title)
-            lines += [f"{title}: {', '.join(names)}"] if names else []
+            lines += [f"{title}: {', '.join(map(str, names))}"] if names else []
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)

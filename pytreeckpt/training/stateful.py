@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from pytreeckpt.training.parts import Differences, Part, Role, copied
+
+STATEFUL_RANK: Final = -1
+"""First: what they do not take, they say only then, and nothing else has been changed by that time."""
 
 
 def class_name(value: object) -> str:
@@ -34,6 +37,6 @@ def stateful_role(get: str, put: str) -> Role:
             getattr(value, put)(copied(state))
             return value
 
-        return Part(differences, apply)
+        return Part(differences, apply, STATEFUL_RANK)
 
     return Role("stateful", matches, capture, plan)

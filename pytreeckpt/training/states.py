@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Final
+
+import numpy as np
 
 from pytreeckpt.errors import PytreeckptError, StructureMismatchError, UnsupportedTypeError
 from pytreeckpt.mismatches import mismatch
+from pytreeckpt.training.generators import GENERATOR
 from pytreeckpt.training.layout import HEADER, RNG, Header, check_names, header_of
-from pytreeckpt.training.parts import Differences, Part, Role
+from pytreeckpt.training.parts import Differences, Part, Role, copied
 from pytreeckpt.training.restored import Restored
 
 
@@ -18,21 +21,26 @@ def capture_objects(
 ) -> dict[str, object]:
     """The tree of a training: the header, and by its name the state of each object, or of a dict or list of objects."""
     check_names(objects)
-    states: dict[str, object] = {}
-    names: dict[str, object] = {}
-    for name, value in objects.items():
-        states[name], role = _captured(name, value, roles)
-        if role is not None:
-            names[name] = role
+    found: dict[str, tuple[object, object]] = {}
+    # Generators last: a data loader draws from one when it is first asked for its state.
+    for name, value in sorted(objects.items(), key=lambda item: _draws(item[1], roles)):
+        found[name] = _captured(name, value, roles)
+    names = {name: role for name in objects if (role := found[name][1]) is not None}
+    states = {name: found[name][0] for name in objects}
     return {HEADER: Header(framework, version, names).as_tree(), **states}
+
+
+def _draws(value: object, roles: Sequence[Role]) -> bool:
+    """Whether a value is a generator, or has one in it."""
+    every = [value, *(each for _, each in _items(value))] if _role_of(value, roles) is None else [value]
+    return any(role is not None and role.name == GENERATOR for each in every for role in [_role_of(each, roles)])
 
 
 def _captured(name: str, value: Any, roles: Sequence[Role]) -> tuple[object, object]:
     """The state of an object and the name of its role, or both of a group."""
-    role = _role_of(value, roles)
-    if role is not None:
-        return role.capture(value), role.name
-    found = {key: _captured_item(item, roles) for key, item in _items(value)}
+    if _role_of(value, roles) is not None:
+        return _captured_item(name, value, roles)
+    found = {key: _captured_item(f"{name}/{key}", item, roles) for key, item in _items(value)}
     with_role = [key for key, (_, item_role) in found.items() if item_role is not None]
     if not with_role:
         return value, None
@@ -46,13 +54,20 @@ def _captured(name: str, value: Any, roles: Sequence[Role]) -> tuple[object, obj
     return [state for state, _ in found.values()], [each for _, each in found.values()]
 
 
-def _captured_item(value: object, roles: Sequence[Role]) -> tuple[object, str | None]:
+def _captured_item(name: str, value: object, roles: Sequence[Role]) -> tuple[object, str | None]:
     role = _role_of(value, roles)
-    return (value, None) if role is None else (role.capture(value), role.name)
+    if role is None:
+        return value, None
+    try:
+        return role.capture(value), role.name
+    except UnsupportedTypeError as error:
+        raise UnsupportedTypeError(f"{name}: {error}") from error
+    except ValueError as error:
+        raise ValueError(f"{name}: {error}") from error
 
 
 def _role_of(value: object, roles: Sequence[Role]) -> Role | None:
-    if value is None or isinstance(value, str | int | float):
+    if value is None or isinstance(value, str | int | float | type):
         # A history may have very many of them.
         return None
     return next((role for role in roles if role.name is not None and role.matches(value)), None)
@@ -70,10 +85,10 @@ def restore_objects(
     roles: Sequence[Role],
     *,
     strict: bool,
-    more: Mapping[str, Part] | None = None,
+    more: Mapping[str, Callable[[], Part]] | None = None,
 ) -> Restored:
     """Put what was saved back into the targets, each by its name. `more`: what else is to be restored with them, and
-    has no target.
+    has no target, as functions that plan it.
 
     All is looked at first: if something does not fit, nothing has been changed and one `StructureMismatchError` has it
     all. `strict=False` lets pass what is missing or unexpected, but no mismatch.
@@ -88,25 +103,24 @@ def restore_objects(
     comparison = _Comparison(roles)
     differences = comparison.differences
     parts: dict[str, Part | _Group] = {}
+    not_there = [name for name in targets if name not in tree]
+    differences.missing += not_there
+    if not_there and len(not_there) == len(targets):
+        differences.mismatched.append(f"the checkpoint has none of {', '.join(not_there)}")
     for name, target in targets.items():
         if name in tree:
             parts[name] = comparison.of(name, target, tree[name], header.roles.get(name))
-        else:
-            differences.missing.append(name)
-    for part in (more or {}).values():
-        differences.add(part.differences)
+    without_target = [comparison.planned(name, name, plan) for name, plan in (more or {}).items()]
     if differences.mismatched or (strict and (differences.missing or differences.unexpected)):
         raise mismatch(
-            "the checkpoint does not fit the objects",
+            "the checkpoint does not fit the objects, and nothing was changed",
             differences.missing,
             differences.unexpected,
             differences.mismatched,
-            advice="Nothing was changed. strict=False lets objects keep what is missing and ignores what is unexpected",
+            advice="strict=False lets objects keep what is missing and ignores what is unexpected"
+            + (f"; the checkpoint has {', '.join(map(str, header.roles))}" if not_there else ""),
         )
-    done: dict[int, object] = {}
-    flat = [part for each in [*parts.values(), *(more or {}).values()] for part in _flat(each)]
-    for part in sorted(flat, key=lambda part: part.rank):
-        done[id(part)] = part.apply()
+    done = _applied({**parts, **dict(zip(more or (), without_target, strict=True))})
     skipped = [name for name in header.roles if name not in targets]
     plain = {name: tree[name] for name in tree if name not in {HEADER, RNG, *header.roles}}
     values = {**plain, **{name: _collected(part, done) for name, part in parts.items()}}
@@ -127,8 +141,29 @@ class _Group:
     is_mapping: bool
 
 
-def _flat(part: Part | _Group) -> list[Part]:
-    return [part] if isinstance(part, Part) else [each for one in part.parts.values() for each in _flat(one)]
+def _applied(parts: Mapping[str, Part | _Group]) -> dict[int, object]:
+    """What each part gave, by the part's identity."""
+    named = [each for name, part in parts.items() for each in _flat(name, part)]
+    done: dict[int, object] = {}
+    changed: list[str] = []
+    for name, part in sorted(named, key=lambda pair: pair[1].rank):
+        try:
+            done[id(part)] = part.apply()
+        except Exception as error:
+            # Classes of the program's own say only now what they do not take.
+            raise StructureMismatchError(
+                f"{name}: it does not take what was saved of it: {type(error).__name__}: {error}. "
+                f"Changed by then: {', '.join(changed) or 'nothing else'}; make these anew",
+                mismatched=[name],
+            ) from error
+        changed.append(name)
+    return done
+
+
+def _flat(name: str, part: Part | _Group) -> list[tuple[str, Part]]:
+    if isinstance(part, Part):
+        return [(name, part)]
+    return [each for key, one in part.parts.items() for each in _flat(f"{name}/{key}", one)]
 
 
 def _collected(part: Part | _Group, done: Mapping[int, object]) -> object:
@@ -136,6 +171,28 @@ def _collected(part: Part | _Group, done: Mapping[int, object]) -> object:
         return done[id(part)]
     values = {key: _collected(each, done) for key, each in part.parts.items()}
     return values if part.is_mapping else list(values.values())
+
+
+_VALUES: Final = (bool, int, float, complex, str, bytes, tuple, list, np.generic, type(None))
+
+
+def _called(target: object, role: Role | None) -> str:
+    if isinstance(target, type):
+        return f"the class {target.__name__} and no object of it"
+    if role is None:
+        return "None" if target is None else f"a {type(target).__name__}"
+    return role.name or "a plain value, such as a state dict"
+
+
+def _called_there(saved_role: object) -> str:
+    if isinstance(saved_role, dict | list):
+        return "several objects"
+    return str(saved_role or "a plain value, such as a state dict")
+
+
+def _unfit() -> Part:
+    # Never applied: a difference says why.
+    return Part(Differences(), lambda: None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,28 +206,25 @@ class _Comparison:
         if isinstance(saved_role, dict | list) and _items(target) and _role_of(target, self.roles) is None:
             return self.of_group(name, target, dict(_items(state)), dict(_items(saved_role)))
         role = next((role for role in self.roles if role.matches(target)), None)
-        if role is None:
-            raise UnsupportedTypeError(
-                f"{name}: nothing can be restored into a {type(target).__name__}; what was saved is in the result, "
-                f"under {name!r}"
-            )
-        unfit = Part(Differences(), lambda: target)
-        if role.name != saved_role:
-            theirs = "several objects" if isinstance(saved_role, dict | list) else saved_role or "a plain value"
+        if role is None and saved_role is None and isinstance(target, _VALUES):
+            # Nothing can be put into it: the result has what was saved.
+            return Part(Differences(), lambda: copied(state))
+        if role is None or role.name != saved_role or isinstance(target, type):
             self.differences.mismatched.append(
-                f"{name}: this is {role.name or 'a plain value'}, the checkpoint has {theirs}"
+                f"{name}: this is {_called(target, role)}, the checkpoint has {_called_there(saved_role)}"
             )
-            return unfit
+            return _unfit()
+        return self.planned(name, role.name or "plain values", lambda: role.plan(name, target, state))
+
+    def planned(self, name: str, what: str, plan: Callable[[], Part]) -> Part:
         try:
-            part = role.plan(name, target, state)
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
+            part = plan()
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             if isinstance(error, PytreeckptError):
                 raise
             # A tree that says it was captured, and was put together otherwise.
-            self.differences.mismatched.append(
-                f"{name}: what was saved is no state of {role.name or 'plain values'}: {error!r}"
-            )
-            return unfit
+            self.differences.mismatched.append(f"{name}: what was saved is no state of {what}: {error!r}")
+            return _unfit()
         self.differences.add(part.differences)
         return part
 

@@ -5,6 +5,7 @@ write them by hand. Arrays may be references to an open checkpoint; of them, onl
 from __future__ import annotations
 
 import math
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -16,7 +17,27 @@ from pytreeckpt.training.layout import HEADER, RNG, header_of
 _SHOWN: Final = 4
 # What people call the count of what they have done, and a history of how it went.
 _COUNTS: Final = ("step", "global_step", "iteration", "epoch")
-_LOWER_IS_BETTER: Final = ("loss", "error", "err", "perplexity", "ppl", "mse", "mae", "wer")
+# What comes of a file that has something else where this is looked for: it is only shown.
+_ODD: Final = (ArithmeticError, AttributeError, LookupError, RecursionError, TypeError, ValueError)
+_LOWER_IS_BETTER: Final = ("loss", "error", "perplexity", "ppl", "mse", "mae", "rmse", "wer", "cer", "nll", "fid")
+_HIGHER_IS_BETTER: Final = (
+    "acc",
+    "accuracy",
+    "auc",
+    "f1",
+    "bleu",
+    "rouge",
+    "reward",
+    "return",
+    "score",
+    "iou",
+    "map",
+    "precision",
+    "recall",
+    "psnr",
+)
+# Dicts of what was set, and not of what came of it.
+_SETTINGS: Final = ("config", "cfg", "args", "hparams", "hyper_parameters", "hyperparameters", "settings", "options")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,12 +76,21 @@ def _parts(name: str, role: Any, state: Any) -> Iterator[tuple[str, str, Any]]:
     if isinstance(role, dict | list):
         for key, each in role.items() if isinstance(role, dict) else enumerate(role):
             try:
-                inner = state[key]
+                # An array would be read for it.
+                inner = state[key] if isinstance(state, Mapping | list | tuple) else None
             except (KeyError, IndexError, TypeError):
                 inner = None
-            yield f"{name}/{key}", each if isinstance(each, str) else "", inner
+            yield f"{name}/{_key_text(key)}", each if isinstance(each, str) else "", inner
     else:
         yield name, role if isinstance(role, str) else "", state
+
+
+def _key_text(key: object) -> str:
+    try:
+        return str(key)
+    except ValueError:
+        # A number of very many digits.
+        return "…"
 
 
 def _role_by_hand(name: object, value: Any) -> str | None:
@@ -94,8 +124,7 @@ def _text(role: str, state: Any) -> str:
     }.get(role, _other_text)
     try:
         return describe(state)
-    except (AttributeError, IndexError, KeyError, TypeError, ValueError):
-        # Whatever a file has there: it is only shown.
+    except _ODD:
         return "not as it is captured"
 
 
@@ -126,7 +155,9 @@ def _size_text(arrays: Sequence[Any]) -> str:
 
 
 def _short(name: object) -> str:
-    return str(name).rpartition(".")[2]
+    if not isinstance(name, str):
+        raise TypeError("a name is a text")
+    return name.rpartition(".")[2]
 
 
 def _module_text(state: Any) -> str:
@@ -157,16 +188,22 @@ def _optimizer_text(state: Any) -> str:
 
 
 def _steps(state: Any) -> Iterator[Any]:
-    if isinstance(state, Mapping):
-        for key, value in state.items():
-            if key == "step":
-                yield value
-            else:
-                yield from _steps(value)
+    stack = [state]
+    while stack:
+        value = stack.pop()
+        if isinstance(value, Mapping):
+            if "step" in value:
+                yield value["step"]
+            stack.extend(each for key, each in value.items() if key != "step")
 
 
 def _number(value: Any) -> float:
-    return float(np.asarray(value).reshape(())) if _is_array(value) else float(value)
+    if not _is_array(value):
+        return float(value)
+    if math.prod(value.shape) != 1:
+        # Not read: it may be large.
+        raise ValueError("a number has one element")
+    return float(np.asarray(value).reshape(()))
 
 
 def _scheduler_text(state: Any) -> str:
@@ -175,7 +212,7 @@ def _scheduler_text(state: Any) -> str:
     if nested := state.get("schedulers"):
         parts[-1] += f" of {', '.join(_short(each[0]) for each in nested)}"
     if "last_epoch" in inner:
-        parts.append(f"last_epoch {inner['last_epoch']}")
+        parts.append(f"last_epoch {int(_number(inner['last_epoch']))}")
     return ", ".join(parts)
 
 
@@ -186,19 +223,37 @@ def _scaler_text(state: Any) -> str:
 
 def _leaves_text(state: Any) -> str:
     leaves = state["leaves"]
-    parts = [_short(state["class"]), _size_text(_arrays(leaves))]
+    parts = [_short(state["class"])]
+    if parameters := _parameters(leaves, state.get("kinds")):
+        parts.append(f"{sum(math.prod(each.shape) for each in parameters):,} parameters")
+    parts.append(_size_text(_arrays(leaves)))
     if isinstance(leaves, Mapping) and "step" in leaves:
         parts.append(f"step {int(_number(leaves['step'])):,}")
     return ", ".join(parts)
 
 
+def _parameters(leaves: Any, kinds: Any) -> list[Any]:
+    """What of a train state is called its parameters, or what of an object of nnx is one."""
+    if kinds is None:
+        return _arrays(leaves.get("params")) if isinstance(leaves, Mapping) else []
+    found: list[Any] = []
+    stack = [(leaves, kinds)]
+    while stack:
+        value, kind = stack.pop()
+        if isinstance(value, Mapping) and isinstance(kind, Mapping):
+            stack.extend((each, kind.get(key)) for key, each in value.items())
+        elif kind == "Param" and _is_array(value):
+            found.append(value)
+    return found
+
+
 def _rng_text(state: Any) -> str:
     if "ranks" not in state:
-        return ", ".join(map(str, state))
+        return ", ".join(name for name in state if isinstance(name, str)) if isinstance(state, Mapping) else ""
     ranks = state["ranks"]
     states = next(iter(ranks.values()))
     names = [f"{len(value)} CUDA devices" if name == "cuda" else str(name) for name, value in states.items()]
-    return f"{', '.join(names)}; {len(ranks)} of {state['world_size']} processes"
+    return f"{', '.join(names)}; {len(ranks)} of {int(_number(state['world_size']))} processes"
 
 
 def _other_text(state: Any) -> str:
@@ -207,25 +262,41 @@ def _other_text(state: Any) -> str:
 
 def _value_text(name: object, value: Any) -> str:
     """A count, a number that the name calls best, or how a history went; nothing for other values."""
+    if not isinstance(name, str):
+        return ""
     if isinstance(value, int | float) and not isinstance(value, bool):
         counts = name in _COUNTS
-        return f"{value:,}" if counts else f"{value:.6g}" if isinstance(name, str) and "best" in name.lower() else ""
+        return _formatted(value, "," if counts else ".6g") if counts or "best" in name.lower() else ""
     if isinstance(value, list):
         text = _history_text(str(name), value)
         return f"{len(value):,} values, the last {text}" if text else ""
-    if not isinstance(value, Mapping) or not all(isinstance(key, str) for key in value):
+    if not isinstance(value, Mapping) or name.lower() in _SETTINGS or not all(isinstance(key, str) for key in value):
         return ""
     texts = [f"{key} {text}" for key, each in value.items() if (text := _history_text(key, each))]
     return "; ".join(texts[:_SHOWN])
 
 
+def _formatted(value: float, spec: str) -> str:
+    try:
+        return format(value, spec)
+    except _ODD:
+        # An integer beyond all floats.
+        return "…"
+
+
 def _history_text(name: str, value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.6g}"
-    is_history = isinstance(value, list) and value and all(type(each) in {int, float} for each in value)
-    numbers = [each for each in value if not math.isnan(each)] if is_history else []
+    is_history = isinstance(value, list) and bool(value) and all(type(each) in {int, float} for each in value)
+    if not is_history or not any(type(each) is float for each in value):
+        return ""
+    last = _formatted(value[-1], ".6g")
+    numbers = [each for each in value if type(each) is int or not math.isnan(each)]
     if not numbers:
         return ""
-    lower = any(each in name.lower() for each in _LOWER_IS_BETTER)
-    best = min(numbers) if lower else max(numbers)
-    return f"{value[-1]:.6g} (best {best:.6g}, at {value.index(best)})"
+    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    for names, best_of in ((_LOWER_IS_BETTER, min), (_HIGHER_IS_BETTER, max)):
+        if any(word.removesuffix("es").removesuffix("s") in names or word in names for word in words):
+            best = best_of(numbers)
+            return f"{last} (best {_formatted(best, '.6g')} at [{value.index(best)}])"
+    return f"{last} (first {_formatted(value[0], '.6g')})"

@@ -961,7 +961,7 @@ def test_another_architecture_is_told_with_its_likely_names():
     assert len(error.mismatched) == 2
     assert "model/encodr.weight (did you mean model/encoder.weight?)" in str(error)
     assert "the module has shape [5, 2], the checkpoint [1, 2]" in str(error)
-    assert "Nothing was changed" in str(error)
+    assert "nothing was changed" in str(error)
 
 
 def whole_training():
@@ -1222,10 +1222,94 @@ def test_shadows_within_shadows_are_compared_too():
     assert history == {"loss": {"test": [3.0]}}
 
 
-@pytest.mark.parametrize("target", [0, 0.0, None, "", (), (torch.ones(2),), np.ones(2)], ids=str)
-def test_what_cannot_be_filled_is_no_target(target):
-    with pytest.raises(UnsupportedTypeError, match="step: nothing can be restored into a .*under 'step'"):
-        ptt.restore_into(ptt.capture(step=3), step=target)
+@pytest.mark.parametrize("target", [0, 0.0, None, "", (), (torch.ones(2),)], ids=repr)
+def test_what_cannot_be_filled_is_passed_by_and_the_result_has_what_was_saved(target):
+    assert ptt.restore_into(ptt.capture(step=3), step=target)["step"] == 3
+
+
+def test_numpy_arrays_are_filled():
+    target = np.zeros(2)
+    tree = ptt.capture(bins=np.array([1.0, -0.0]))
+    assert ptt.restore_into(tree, bins=target)["bins"] is target
+    assert target.tobytes() == np.array([1.0, -0.0]).tobytes()
+    assert "this has shape (3,) and float64, the checkpoint (2,) and float64" in str(
+        mismatch_of(tree, bins=np.zeros(3))
+    )
+    assert "this is an array, the checkpoint has a int" in str(mismatch_of(ptt.capture(bins=3), bins=np.zeros(3)))
+
+
+def test_groups_that_were_moved_are_refused_with_a_scheduler_and_found_without():
+    def training(*, moved):
+        model = nn.ModuleDict({"body": nn.Linear(2, 2), "head": nn.Linear(2, 1)})
+        groups = [{"params": model["body"].parameters(), "lr": 1e-3}, {"params": model["head"].parameters(), "lr": 0.1}]
+        optimizer = torch.optim.SGD(groups[::-1] if moved else groups)
+        return {"model": model, "optimizer": optimizer, "scheduler": lr_scheduler.StepLR(optimizer, 2)}
+
+    tree = ptt.capture(**training(moved=False))
+    ptt.restore_into(tree, **training(moved=False))
+    moved = training(moved=True)
+    (line,) = mismatch_of(tree, **moved).mismatched
+    assert line.startswith("scheduler: the parameter groups of its optimizer are in another order or number")
+    del moved["scheduler"]
+    ptt.restore_into(tree, **moved)
+    assert [group["lr"] for group in moved["optimizer"].param_groups] == [0.1, 1e-3]
+    fewer = training(moved=False)
+    fewer["optimizer"] = torch.optim.SGD(fewer["model"].parameters(), lr=1e-3)
+    fewer["scheduler"] = lr_scheduler.StepLR(fewer["optimizer"], 2)
+    with pytest.raises(StructureMismatchError, match="scheduler: the parameter groups"):
+        ptt.restore_into(tree, strict=False, **fewer)
+
+
+def test_the_state_of_an_optimizer_is_no_target():
+    model = nn.Linear(2, 1)
+    optimizer = trained(model)
+    tree = ptt.capture(model=model.state_dict(), optimizer=optimizer.state_dict())
+    error = mismatch_of(tree, model=model.state_dict(), optimizer=optimizer.state_dict())
+    assert error.mismatched == ("optimizer: this is the state of an optimizer; give the optimizer itself",)
+    assert "this is module, the checkpoint has a plain value, such as a state dict" in str(
+        mismatch_of(tree, model=model)
+    )
+    assert "this is the class Linear and no object of it" in str(mismatch_of(ptt.capture(model=model), model=nn.Linear))
+
+
+def test_a_module_of_which_the_checkpoint_has_nothing_is_refused_even_if_not_strict():
+    tree = ptt.capture(model=nn.ModuleDict({"backbone": nn.Linear(2, 2)}))
+    with pytest.raises(StructureMismatchError, match="model: the checkpoint has none of its names"):
+        ptt.restore_into(tree, strict=False, model=nn.Linear(2, 2))
+    with pytest.raises(StructureMismatchError, match="the checkpoint has none of net"):
+        ptt.restore_into(tree, strict=False, net=nn.Linear(2, 2))
+
+
+def test_complex_numbers_do_not_become_real_ones():
+    tree = ptt.capture(model=nn.Linear(2, 2, dtype=torch.complex64))
+    with pytest.raises(StructureMismatchError, match="the checkpoint torch.complex64, which it cannot hold"):
+        ptt.restore_into(tree, cast=True, model=nn.Linear(2, 2))
+
+
+def test_the_weights_alone_leave_the_generators_as_they_are():
+    model = nn.Linear(2, 2)
+    tree = ptt.capture(model=model, optimizer=trained(model))
+    for rng, same in ((None, False), (False, False), (True, True)):
+        torch.manual_seed(3)
+        before = torch.get_rng_state()
+        ptt.restore_into(tree, rng=rng, model=model)
+        assert torch.equal(torch.get_rng_state(), before) is not same
+
+
+def test_an_object_that_takes_no_state_leaves_tensors_as_they_are():
+    class Stubborn:
+        def state_dict(self):
+            return {}
+
+        def load_state_dict(self, state):
+            raise RuntimeError("not this")
+
+    model = nn.Linear(2, 2)
+    tree = copy.deepcopy(ptt.capture(model=model, other=Stubborn()))
+    before = bits(nn.init.zeros_(model.weight))
+    with pytest.raises(StructureMismatchError, match="other: it does not take .* RuntimeError: not this.*nothing else"):
+        ptt.restore_into(tree, model=model, other=Stubborn())
+    assert bits(model.weight) == before
 
 
 def test_a_parameter_that_is_filled_keeps_its_gradient_flag():
@@ -1257,7 +1341,7 @@ def test_objects_that_are_not_asked_for_are_skipped(tmp_path):
 def test_an_object_that_the_checkpoint_lacks_is_missing():
     tree = ptt.capture(step=1)
     assert mismatch_of(tree, model=nn.Linear(1, 1)).missing == ("model",)
-    restored = ptt.restore_into(tree, strict=False, model=nn.Linear(1, 1))
+    restored = ptt.restore_into(tree, strict=False, model=nn.Linear(1, 1), step=0)
     assert restored.missing == ("model",)
     assert "model" not in restored
 
@@ -1429,12 +1513,12 @@ RANK = """
         # As if the first process had saved what it alone has.
         alone["rng"]["ranks"] = {0: alone["rng"]["ranks"][rank]}
         try:
-            ptt.restore_into(alone, model=parallel)
+            ptt.restore_into(alone, rng=True, model=parallel)
         except ValueError as error:
             result["error"] = str(error)
     else:
         try:
-            ptt.resume(path, model=parallel)
+            ptt.resume(path, rng=True, model=parallel)
         except ValueError as error:
             result["error"] = str(error)
         result["notes"] = ptt.resume(path, rng=False, model=parallel, optimizer=optimizer).notes
@@ -1481,7 +1565,7 @@ def test_each_process_gets_its_own_generators_back_and_wrong_ones_are_loud(tmp_p
     # Here there is no torch.distributed at all.
     model = nn.Linear(3, 2)
     with pytest.raises(StructureMismatchError, match="2 processes were at work"):
-        ptt.resume(tmp_path / "t.ptck", model=model)
+        ptt.resume(tmp_path / "t.ptck", rng=True, model=model)
     ptt.resume(tmp_path / "t.ptck", rng=False, model=model)
 
 
