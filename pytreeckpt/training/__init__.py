@@ -4,13 +4,14 @@ back into it, what that came to, and the states of Python's and numpy's generato
 `pytreeckpt_torch` and `pytreeckpt_jax` are made of this; so can others be.
 """
 
+from pytreeckpt.training.capturing import capture_objects
 from pytreeckpt.training.generators import GENERATOR_RANK, capture_globals, generator_roles, plan_globals
 from pytreeckpt.training.layout import RNG, Header, check_names, header_of, leaves_for, wants_rng
 from pytreeckpt.training.parts import Differences, Part, Role, copied, differing
 from pytreeckpt.training.ranks import by_rank, of_rank
 from pytreeckpt.training.restored import Restored
+from pytreeckpt.training.restoring import restore_objects
 from pytreeckpt.training.stateful import class_name, stateful_role
-from pytreeckpt.training.states import capture_objects, restore_objects
 
 __all__ = [
     "GENERATOR_RANK",

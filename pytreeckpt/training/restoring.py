@@ -1,4 +1,4 @@
-"""A whole training: all its objects to one tree, and all that was saved of them back, or nothing."""
+"""What was saved of a training, put back into its objects: all of it, or nothing."""
 
 from __future__ import annotations
 
@@ -8,75 +8,12 @@ from typing import Any, Final
 
 import numpy as np
 
-from pytreeckpt.errors import PytreeckptError, StructureMismatchError, UnsupportedTypeError
+from pytreeckpt.errors import PytreeckptError, StructureMismatchError
 from pytreeckpt.mismatches import mismatch
-from pytreeckpt.training.generators import GENERATOR
-from pytreeckpt.training.layout import HEADER, RNG, Header, check_names, header_of
+from pytreeckpt.training.capturing import items_of, role_of
+from pytreeckpt.training.layout import HEADER, RNG, check_names, header_of
 from pytreeckpt.training.parts import Differences, Part, Role, copied
 from pytreeckpt.training.restored import Restored
-
-
-def capture_objects(
-    objects: Mapping[str, object], roles: Sequence[Role], *, framework: str, version: str
-) -> dict[str, object]:
-    """The tree of a training: the header, and by its name the state of each object, or of a dict or list of objects."""
-    check_names(objects)
-    found: dict[str, tuple[object, object]] = {}
-    # Generators last: a data loader draws from one when it is first asked for its state.
-    for name, value in sorted(objects.items(), key=lambda item: _draws(item[1], roles)):
-        found[name] = _captured(name, value, roles)
-    names = {name: role for name in objects if (role := found[name][1]) is not None}
-    states = {name: found[name][0] for name in objects}
-    return {HEADER: Header(framework, version, names).as_tree(), **states}
-
-
-def _draws(value: object, roles: Sequence[Role]) -> bool:
-    """Whether a value is a generator, or has one in it."""
-    every = [value, *(each for _, each in _items(value))] if _role_of(value, roles) is None else [value]
-    return any(role is not None and role.name == GENERATOR for each in every for role in [_role_of(each, roles)])
-
-
-def _captured(name: str, value: Any, roles: Sequence[Role]) -> tuple[object, object]:
-    """The state of an object and the name of its role, or both of a group."""
-    if _role_of(value, roles) is not None:
-        return _captured_item(name, value, roles)
-    found = {key: _captured_item(f"{name}/{key}", item, roles) for key, item in _items(value)}
-    with_role = [key for key, (_, item_role) in found.items() if item_role is not None]
-    if not with_role:
-        return value, None
-    if len(with_role) < len(found):
-        plain = next(key for key, (_, item_role) in found.items() if item_role is None)
-        raise UnsupportedTypeError(
-            f"{name}: {with_role[0]!r} is an object with a state and {plain!r} is a plain value; give them apart"
-        )
-    if isinstance(value, Mapping):
-        return {key: state for key, (state, _) in found.items()}, {key: each for key, (_, each) in found.items()}
-    return [state for state, _ in found.values()], [each for _, each in found.values()]
-
-
-def _captured_item(name: str, value: object, roles: Sequence[Role]) -> tuple[object, str | None]:
-    role = _role_of(value, roles)
-    if role is None:
-        return value, None
-    try:
-        return role.capture(value), role.name
-    except UnsupportedTypeError as error:
-        raise UnsupportedTypeError(f"{name}: {error}") from error
-    except ValueError as error:
-        raise ValueError(f"{name}: {error}") from error
-
-
-def _role_of(value: object, roles: Sequence[Role]) -> Role | None:
-    if value is None or isinstance(value, str | int | float | type):
-        # A history may have very many of them.
-        return None
-    return next((role for role in roles if role.name is not None and role.matches(value)), None)
-
-
-def _items(value: object) -> list[tuple[Any, Any]]:
-    if isinstance(value, Mapping):
-        return list(value.items())
-    return list(enumerate(value)) if isinstance(value, list | tuple) else []
 
 
 def restore_objects(
@@ -203,8 +140,8 @@ class _Comparison:
     differences: Differences = field(default_factory=Differences)
 
     def of(self, name: str, target: Any, state: Any, saved_role: Any) -> Part | _Group:
-        if isinstance(saved_role, dict | list) and _items(target) and _role_of(target, self.roles) is None:
-            return self.of_group(name, target, dict(_items(state)), dict(_items(saved_role)))
+        if isinstance(saved_role, dict | list) and items_of(target) and role_of(target, self.roles) is None:
+            return self.of_group(name, target, dict(items_of(state)), dict(items_of(saved_role)))
         role = next((role for role in self.roles if role.matches(target)), None)
         if role is None and saved_role is None and isinstance(target, _VALUES):
             # Nothing can be put into it: the result has what was saved.
@@ -229,7 +166,7 @@ class _Comparison:
         return part
 
     def of_group(self, name: str, target: Any, states: Mapping[Any, Any], saved_roles: Mapping[Any, Any]) -> _Group:
-        ours = dict(_items(target))
+        ours = dict(items_of(target))
         theirs = {key: role for key, role in saved_roles.items() if key in states}
         self.differences.missing += [f"{name}/{key}" for key in ours if key not in theirs]
         self.differences.unexpected += [f"{name}/{key}" for key in theirs if key not in ours]
