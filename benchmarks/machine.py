@@ -17,7 +17,8 @@ def describe(folder: Path, distributions: Iterable[str]) -> dict[str, Any]:
         "processor": _processor(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "memory_gib": round(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30, 1),
-        "kernel": f"{platform.system()} {platform.release()}",
+        # Not what a vendor calls its build.
+        "kernel": f"{platform.system()} {'.'.join(platform.release().split('.')[:2])}",
         "file_system": file_system(folder),
         "python": platform.python_version(),
         "packages": {name: importlib.metadata.version(name) for name in sorted(set(distributions)) if _is_there(name)},

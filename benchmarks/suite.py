@@ -197,7 +197,7 @@ def added_to(earlier: Results, now: Results, cases: Sequence[str]) -> Results:
     ):
         if before != after:
             apart = sorted(key for key in {*before, *after} if before.get(key) != after.get(key))
-            raise ValueError(f"it is of another {what}: {', '.join(apart)}")
+            raise ValueError(f"other {what}: {', '.join(apart)}")
     names = {case for case in cases if case not in DATA_OF}
     data = {DATA_OF[case] for case in cases if case in DATA_OF}
 
