@@ -23,6 +23,7 @@ from pytreeckpt.training import (
     generator_roles,
     header_of,
     leaves_for,
+    naming,
     of_rank,
     plan_globals,
     restore_objects,
@@ -148,15 +149,8 @@ def resume(
         if missing_ok:
             return None
         raise
-    try:
+    with naming(os.fspath(path)):
         return restore_into(tree, rng=rng, strict=strict, cast=cast, sharding=sharding, **objects)
-    except ptc.StructureMismatchError as error:
-        raise ptc.StructureMismatchError(
-            f"{os.fspath(path)}: {error}",
-            missing=error.missing,
-            unexpected=error.unexpected,
-            mismatched=error.mismatched,
-        ) from None
 
 
 def _reading_to(objects: object, sharding: object) -> AbstractContextManager[Any]:

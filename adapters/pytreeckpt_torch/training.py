@@ -20,6 +20,7 @@ from pytreeckpt.training import (
     generator_roles,
     header_of,
     leaves_for,
+    naming,
     restore_objects,
     wants_rng,
 )
@@ -134,15 +135,8 @@ def resume(
         if missing_ok:
             return None
         raise
-    try:
+    with naming(os.fspath(path)):
         return _restore_into(tree, objects, rng=rng, strict=strict, cast=cast, device=device, owned=True)
-    except ptc.StructureMismatchError as error:
-        raise ptc.StructureMismatchError(
-            f"{os.fspath(path)}: {error}",
-            missing=error.missing,
-            unexpected=error.unexpected,
-            mismatched=error.mismatched,
-        ) from None
 
 
 def _restore_into(

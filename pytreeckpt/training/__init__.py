@@ -10,7 +10,7 @@ from pytreeckpt.training.layout import RNG, Header, check_names, header_of, leav
 from pytreeckpt.training.parts import Differences, Part, Role, copied, differing
 from pytreeckpt.training.ranks import by_rank, of_rank
 from pytreeckpt.training.restored import Restored
-from pytreeckpt.training.restoring import restore_objects
+from pytreeckpt.training.restoring import naming, restore_objects
 from pytreeckpt.training.stateful import class_name, stateful_role
 
 __all__ = [
@@ -31,6 +31,7 @@ __all__ = [
     "generator_roles",
     "header_of",
     "leaves_for",
+    "naming",
     "of_rank",
     "plan_globals",
     "restore_objects",

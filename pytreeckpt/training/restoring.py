@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Final
 
@@ -14,6 +15,17 @@ from pytreeckpt.training.capturing import items_of, role_of
 from pytreeckpt.training.layout import HEADER, RNG, check_names, header_of
 from pytreeckpt.training.parts import Differences, Part, Role, copied
 from pytreeckpt.training.restored import Restored
+
+
+@contextmanager
+def naming(path: str) -> Generator[None]:
+    """Whatever does not fit within it is said to be of this file."""
+    try:
+        yield
+    except StructureMismatchError as error:
+        raise StructureMismatchError(
+            f"{path}: {error}", missing=error.missing, unexpected=error.unexpected, mismatched=error.mismatched
+        ) from error.__cause__
 
 
 def restore_objects(
