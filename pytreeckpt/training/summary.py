@@ -294,9 +294,11 @@ def _history_text(name: str, value: Any) -> str:
     numbers = [each for each in value if type(each) is int or not math.isnan(each)]
     if not numbers:
         return ""
-    words = [word for word in re.split(r"[^a-z0-9]+", name.lower()) if word]
+    words = re.split(r"[^a-z0-9]+", name.lower())
+    # One loss, or several.
+    singular = {form for word in words for form in (word, word.removesuffix("s"), word.removesuffix("es"))}
     for names, best_of in ((_LOWER_IS_BETTER, min), (_HIGHER_IS_BETTER, max)):
-        if any(word.removesuffix("es").removesuffix("s") in names or word in names for word in words):
+        if singular.intersection(names):
             best = best_of(numbers)
             return f"{last} (best {_formatted(best, '.6g')} at [{value.index(best)}])"
     return f"{last} (first {_formatted(value[0], '.6g')})"

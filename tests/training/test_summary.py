@@ -305,3 +305,19 @@ def test_inspect_shows_any_forged_training_in_printable_lines(tmp_path_factory, 
     assert (ran.code, ran.err) == (0, "")
     assert all(line.isprintable() for line in ran.lines)
     check(inspected(path), "pytreeckpt-inspect/1")
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("losses", "3 values, the last 2 (best 1 at [1])"),
+        ("val_loss", "3 values, the last 2 (best 1 at [1])"),
+        ("top1-acc", "3 values, the last 2 (best 3 at [0])"),
+        ("F1 scores", "3 values, the last 2 (best 3 at [0])"),
+        ("grad_norm", "3 values, the last 2 (first 3)"),
+        ("classes", "3 values, the last 2 (first 3)"),
+    ],
+)
+def test_best_is_said_of_what_has_a_known_direction(name, text):
+    tree = {"optimizer": {"state": {}, "param_groups": []}, name: [3.0, 1.0, 2.0]}
+    assert (name, "value", text) in summarize(tree).facts
