@@ -10,6 +10,7 @@ import msgpack
 import numpy as np
 
 from pytreeckpt.dtypes import AnyDType, Descriptor
+from pytreeckpt.errors import CorruptionError
 from pytreeckpt.geometry import Box, Shape, grid, whole
 from pytreeckpt.nodes import Nodes
 
@@ -97,6 +98,15 @@ class Index:
 def pack(values: Sequence[int] | Sequence[float], dtype: str) -> bytes:
     """A column: the values one after another, little-endian."""
     return np.array(values, dtype).tobytes()
+
+
+def column(document: dict[str, bytes], name: str, dtype: str) -> IntArray:
+    """A column of a table, as `pack` made it (I-3)."""
+    buffer = document[name]
+    width = np.dtype(dtype).itemsize
+    if len(buffer) % width:
+        raise CorruptionError(f"column {name} of {len(buffer)} bytes has entries of {width}", rule="I-3")
+    return np.frombuffer(buffer, dtype)
 
 
 class ArrayTable(NamedTuple):

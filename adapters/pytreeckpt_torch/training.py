@@ -52,10 +52,6 @@ def capture(*, rng: bool | Literal["gather"] = True, **objects: object) -> dict[
     """
     if not isinstance(rng, bool) and rng != "gather":
         raise ValueError(f'rng is True, False or "gather", not {rng!r}')
-    if RNG in objects:
-        raise ValueError(
-            f"{RNG!r} is what the states of the global generators are called; give the object another name"
-        )
     roles = _roles(objects, cast=False, device=None, owned=False)
     tree = capture_objects(objects, roles, framework="torch", version=str(torch.__version__))
     if rng:
@@ -186,11 +182,14 @@ def _parameters(objects: Any, owner: str = "") -> Any:
     """The parameters of the modules among the objects, and the tensors there, each with the names of both."""
     items = objects.items() if isinstance(objects, Mapping) else enumerate(objects)
     for key, value in items:
+        if not isinstance(value, nn.Module | torch.Tensor | dict | list | tuple):
+            # A history may have very many.
+            continue
         name = f"{owner}/{key}" if owner else str(key)
         if isinstance(value, nn.Module):
             for parameter_name, parameter in parameters_by_name(value).items():
                 yield (name, parameter_name), parameter
         elif isinstance(value, torch.Tensor):
             yield (name, ""), value
-        elif isinstance(value, dict | list | tuple):
+        else:
             yield from _parameters(value, name)

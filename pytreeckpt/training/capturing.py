@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from pytreeckpt.errors import UnsupportedTypeError
 from pytreeckpt.training.generators import GENERATOR
@@ -16,55 +16,62 @@ def capture_objects(
 ) -> dict[str, object]:
     """The tree of a training: the header, and by its name the state of each object, or of a dict or list of objects."""
     check_names(objects)
-    found: dict[str, tuple[object, object]] = {}
+    found = {name: role_of(value, roles) or _roles_within(value, roles) for name, value in objects.items()}
+    captured: dict[str, tuple[object, object]] = {}
     # Generators last: a data loader draws from one when it is first asked for its state.
-    for name, value in sorted(objects.items(), key=lambda item: _draws(item[1], roles)):
-        found[name] = _captured(name, value, roles)
-    names = {name: role for name in objects if (role := found[name][1]) is not None}
-    states = {name: found[name][0] for name in objects}
+    for name in sorted(objects, key=lambda name: _draws(found[name])):
+        captured[name] = _captured(name, objects[name], found[name])
+    names = {name: role for name in objects if (role := captured[name][1]) is not None}
+    states = {name: captured[name][0] for name in objects}
     return {HEADER: Header(framework, version, names).as_tree(), **states}
 
 
-def _draws(value: object, roles: Sequence[Role]) -> bool:
-    """Whether a value is a generator, or has one in it."""
-    every = [value, *(each for _, each in items_of(value))] if role_of(value, roles) is None else [value]
-    return any(role is not None and role.name == GENERATOR for each in every for role in [role_of(each, roles)])
+_Found = Role | dict[Any, Role]
+"""The role of an object, or the roles of those items of a dict or list that are objects, by their keys or places."""
 
 
-def _captured(name: str, value: Any, roles: Sequence[Role]) -> tuple[object, object]:
-    """The state of an object and the name of its role, or both of a group."""
-    if role_of(value, roles) is not None:
-        return _captured_item(name, value, roles)
-    found = {key: _captured_item(f"{name}/{key}", item, roles) for key, item in items_of(value)}
-    with_role = [key for key, (_, item_role) in found.items() if item_role is not None]
-    if not with_role:
+def _roles_within(value: object, roles: Sequence[Role]) -> dict[Any, Role]:
+    return {key: role for key, item in items_of(value) if (role := role_of(item, roles)) is not None}
+
+
+def _draws(found: _Found) -> bool:
+    """Whether it is a generator, or has one in it."""
+    return any(role.name == GENERATOR for role in ([found] if isinstance(found, Role) else found.values()))
+
+
+def _captured(name: str, value: Any, found: _Found) -> tuple[object, object]:
+    """The state of an object and the name of its role, or both of a group; a plain value itself, and None."""
+    if isinstance(found, Role):
+        return _state_of(name, value, found), found.name
+    if not found:
         return value, None
-    if len(with_role) < len(found):
-        plain = next(key for key, (_, item_role) in found.items() if item_role is None)
+    items = dict(items_of(value))
+    if len(found) < len(items):
+        plain = next(key for key in items if key not in found)
         raise UnsupportedTypeError(
-            f"{name}: {with_role[0]!r} is an object with a state and {plain!r} is a plain value; give them apart"
+            f"{name}: {next(iter(found))!r} is an object with a state and {plain!r} is a plain value; give them apart"
         )
-    if isinstance(value, Mapping):
-        return {key: state for key, (state, _) in found.items()}, {key: each for key, (_, each) in found.items()}
-    return [state for state, _ in found.values()], [each for _, each in found.values()]
+    states = {key: _state_of(f"{name}/{key}", items[key], role) for key, role in found.items()}
+    names = {key: role.name for key, role in found.items()}
+    return (states, names) if isinstance(value, Mapping) else ([*states.values()], [*names.values()])
 
 
-def _captured_item(name: str, value: object, roles: Sequence[Role]) -> tuple[object, str | None]:
-    role = role_of(value, roles)
-    if role is None:
-        return value, None
+def _state_of(name: str, value: object, role: Role) -> object:
     try:
-        return role.capture(value), role.name
+        return role.capture(value)
     except UnsupportedTypeError as error:
         raise UnsupportedTypeError(f"{name}: {error}") from error
     except ValueError as error:
         raise ValueError(f"{name}: {error}") from error
 
 
+# A history may have very many of them.
+_NEVER_OBJECTS: Final = (float, int, str, type, type(None))
+
+
 def role_of(value: object, roles: Sequence[Role]) -> Role | None:
     """The role of an object, or None for a plain value, or a group of objects."""
-    if value is None or isinstance(value, str | int | float | type):
-        # A history may have very many of them.
+    if isinstance(value, _NEVER_OBJECTS):
         return None
     return next((role for role in roles if role.name is not None and role.matches(value)), None)
 
