@@ -8,16 +8,25 @@ from collections.abc import Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 from pytreeckpt.checkpoint import Checkpoint, Select
 from pytreeckpt.codecs import Compression, check_compression
 from pytreeckpt.collection import paused_collection
 from pytreeckpt.commit import Durability, IfExists
-from pytreeckpt.errors import CorruptionError, FormatVersionError, LimitError
+from pytreeckpt.content import OWN_FORMAT
+from pytreeckpt.errors import (
+    CorruptionError,
+    FormatVersionError,
+    LimitError,
+    NotACheckpointError,
+    UnsupportedTypeError,
+)
 from pytreeckpt.expand import make_expand
 from pytreeckpt.flatten import flatten
 from pytreeckpt.limits import current_limits
+from pytreeckpt.opening import open_path
 from pytreeckpt.pipeline import ReportProgress, ordered_map, threads_for
 from pytreeckpt.planning import SavePlan, plan_save, stream
 from pytreeckpt.reading import BytesSource
@@ -25,6 +34,7 @@ from pytreeckpt.storage import LocalStorage
 from pytreeckpt.writer import write_checkpoint
 
 StrPath = str | os.PathLike[str]
+_Refusal = CorruptionError | FormatVersionError | LimitError | UnsupportedTypeError
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,11 +123,15 @@ def open(path: StrPath) -> Checkpoint:
     """Open a checkpoint to look into it and to read parts of it. Its structure is checked, its arrays when they
     are read.
 
-    Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError` and `LimitError`.
+    Files and folders of other formats are known by their content, and read without their frameworks and without
+    executing anything: those of torch, torch.distributed.checkpoint, safetensors, numpy, flax and Orbax, and plain
+    pickles; docs/interop.md says what comes back of each.
+    Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError` and `LimitError`, and
+    `UnsupportedTypeError` for a foreign file that holds what a tree cannot.
     """
     name = os.fsdecode(path)
     with _naming(name):
-        checkpoint = _open(name)
+        checkpoint = open_path(name)
         try:
             checkpoint.check_structure()
         except BaseException:
@@ -126,21 +140,12 @@ def open(path: StrPath) -> Checkpoint:
         return checkpoint
 
 
-def _open(name: str) -> Checkpoint:
-    file = LocalStorage().open(name)
-    try:
-        return Checkpoint(file, name)
-    except BaseException:
-        file.close()
-        raise
-
-
 @contextmanager
 def _naming(name: str) -> Generator[None]:
     """Begin errors about the content of a file with its name."""
     try:
         yield
-    except (CorruptionError, FormatVersionError, LimitError) as error:
+    except (CorruptionError, FormatVersionError, LimitError, UnsupportedTypeError) as error:
         error.args = (f"{name}: {error}", *error.args[1:])
         raise
 
@@ -159,6 +164,8 @@ def restore(
 ) -> Any:
     """Restore a tree: exactly what was saved, every byte checked, or an error.
 
+    `path`: a file of ours, or a file or folder of another format, as for `open`; of these, what they keep checksums
+    of is checked.
     `like`: a template; the result has its structure, types, frameworks, devices and shardings, leaves matched by path.
     Its writable numpy arrays and its torch tensors (other than meta tensors) are filled where they are.
     `select`: only the leaves that a glob on paths (or one of several, or a predicate on `Path`) matches; dicts
@@ -168,13 +175,14 @@ def restore(
     `types`: namedtuple, dataclass and enum classes that may be rebuilt by name; others come back as records.
     `strict`: with `like`, whether missing and unexpected leaves are errors; with `select`, whether a pattern that
     matches nothing is. `mmap`: map the arrays of an uncompressed file, copied on write, instead of reading them.
-    `verify`: False skips the digests of the chunks (the structure is always checked).
+    `verify`: False skips the digests of the chunks, and the checksums of a foreign file (the structure is always
+    checked).
     `progress`: called with a `Progress` in bytes.
     Raises `CheckpointNotFoundError`, `CorruptionError`, `FormatVersionError`, `StructureMismatchError`,
     `UnsupportedTypeError`, `NotMappableError` and `LimitError`. Nothing partial is returned.
     """
     name = os.fsdecode(path)
-    with _naming(name), _open(name) as checkpoint:
+    with _naming(name), open_path(name) as checkpoint:
         return checkpoint.restore(
             like=like,
             select=select,
@@ -197,7 +205,7 @@ def decode(
     strict: bool = True,
     verify: bool = True,
 ) -> Any:
-    """Restore a tree from the bytes of a file; the options are those of `restore`."""
+    """Restore a tree from the bytes of a file of ours; the options are those of `restore`."""
     with Checkpoint(BytesSource(memoryview(data).cast("B")), None) as checkpoint:
         return checkpoint.restore(like=like, select=select, to=to, types=types, strict=strict, verify=verify)
 
@@ -208,7 +216,7 @@ class Problem:
     leaf, its path and the number and offset of its damaged chunk.
     """
 
-    kind: Literal["corrupt", "unknown version", "beyond limits"]
+    kind: Literal["corrupt", "unknown version", "unsupported", "beyond limits"]
     rule: str | None
     leaf: str | None
     message: str
@@ -218,7 +226,12 @@ class Problem:
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `verify` found. `root` is None if the index could not be read."""
+    """What `verify` found. `root` is None if the index could not be read, and for a foreign file.
+
+    `format`: "pytreeckpt", or the name of the foreign format; empty if it could not be told. `coverage`: what could be
+    checked: "every byte" of a file of ours; of a foreign one its structure and the arrays that have "checksums"
+    (`n_checks` of them), or, where it keeps none, its "structure" alone, with every array read once.
+    """
 
     path: str
     problems: tuple[Problem, ...]
@@ -226,37 +239,62 @@ class VerifyReport:
     n_arrays: int
     n_chunks: int
     root: str | None
+    format: str = OWN_FORMAT
+    coverage: Literal["every byte", "checksums", "structure"] = "every byte"
+    n_checks: int = 0
 
     @property
     def ok(self) -> bool:
-        """Whether every byte is right."""
+        """Whether nothing is wrong with all that could be checked."""
         return not self.problems
 
 
 def verify(path: StrPath, *, progress: ReportProgress | None = None) -> VerifyReport:
     """Check every byte of a checkpoint: structure, digests, padding. Reports all damaged chunks instead of
-    stopping at the first.
+    stopping at the first. Of a foreign file, check what it has: see `VerifyReport.coverage`.
 
-    Raises `CheckpointNotFoundError` and `StorageError`; everything about the content of the file is in the report.
+    Raises `CheckpointNotFoundError`, `StorageError`, and `NotACheckpointError` for what is neither a file nor a folder
+    of a known format; everything about the content of a file is in the report.
     """
     name = os.fsdecode(path)
-    file = LocalStorage().open(name)
     try:
+        checkpoint = open_path(name)
+    except (CorruptionError, FormatVersionError, LimitError, UnsupportedTypeError) as error:
+        if isinstance(error, NotACheckpointError) and not Path(name).is_file():
+            # There is no file whose content could be told about.
+            raise
+        return _unreadable(name, error)
+    with checkpoint:
         try:
-            checkpoint = Checkpoint(file, name)
             checkpoint.check_structure()
         except (CorruptionError, FormatVersionError, LimitError) as error:
-            return VerifyReport(name, (_problem(error),), file.nbytes, 0, 0, None)
+            return _unreadable(name, error)
         problems = tuple(map(_problem, checkpoint.damage(progress=progress)))
-        index = checkpoint.index
-        return VerifyReport(name, problems, file.nbytes, len(index.arrays), len(index.chunks), checkpoint.root)
-    finally:
-        file.close()
+        content = checkpoint.content
+        return VerifyReport(
+            name,
+            problems,
+            content.nbytes,
+            len(content.index.arrays),
+            len(content.index.chunks),
+            checkpoint.root,
+            content.format,
+            "every byte" if content.format == OWN_FORMAT else "checksums" if content.n_checks else "structure",
+            content.n_checks,
+        )
 
 
-def _problem(error: CorruptionError | FormatVersionError | LimitError) -> Problem:
+def _unreadable(name: str, error: _Refusal) -> VerifyReport:
+    """The report about what could not be opened."""
+    nbytes = Path(name).stat().st_size if Path(name).is_file() else 0
+    return VerifyReport(name, (_problem(error),), nbytes, 0, 0, None, "", "structure")
+
+
+def _problem(error: _Refusal) -> Problem:
     if isinstance(error, CorruptionError):
         return Problem("corrupt", error.rule, error.leaf, str(error), error.chunk, error.offset)
     if isinstance(error, FormatVersionError):
         return Problem("unknown version", error.rule, None, str(error))
+    if isinstance(error, UnsupportedTypeError):
+        return Problem("unsupported", None, None, str(error))
     return Problem("beyond limits", None, None, str(error))

@@ -136,7 +136,8 @@ class Builder:
             registered = registered_class(type_.name)
             if registered is not None:
                 return registered.from_fields(dict(zip(type_.fields, values, strict=True)))
-            adapter = self.adapter_of(type_)
+            # The record of a foreign class, `module:name`, is nothing that an adapter has made.
+            adapter = None if ":" in type_.name else self.adapter_of(type_)
             return (
                 build_record(type_, values)
                 if adapter is None

@@ -12,7 +12,8 @@ from pytreeckpt import nodes as n
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.build import Builder
 from pytreeckpt.collection import paused_collection
-from pytreeckpt.errors import CorruptionError, NotMappableError, PathError, StructureMismatchError, UnsupportedTypeError
+from pytreeckpt.content import Content, own_content
+from pytreeckpt.errors import CorruptionError, PathError, StructureMismatchError, UnsupportedTypeError
 from pytreeckpt.geometry import Box
 from pytreeckpt.like import match_template
 from pytreeckpt.limits import current_limits
@@ -21,12 +22,11 @@ from pytreeckpt.nodes import Visit, array_entries, leaf_value, walk
 from pytreeckpt.objects import REGISTERED, ClassKind, ObjectType, build_record
 from pytreeckpt.paths import Path, compile_glob, suggest
 from pytreeckpt.pipeline import ReportProgress
-from pytreeckpt.reader import ArrayReader, Paths
-from pytreeckpt.reading import RangedSource, as_logical, read_footer, read_index, scalar_value
+from pytreeckpt.reading import RangedSource, as_logical, scalar_value
 from pytreeckpt.references import ArrayRef
 from pytreeckpt.selection import Selection, bounding_box
-from pytreeckpt.storage import LocalFile
 from pytreeckpt.unflatten import Build, unflatten
+from pytreeckpt.wire import Footer
 
 Select = str | Sequence[str] | Callable[[Path], bool]
 
@@ -34,14 +34,13 @@ Select = str | Sequence[str] | Callable[[Path], bool]
 class Checkpoint:
     """An open checkpoint. Nothing of its arrays is read until asked for; close it, or use it in a `with` block."""
 
-    def __init__(self, source: RangedSource, path: str | None) -> None:
-        self._source = source
+    def __init__(self, source: RangedSource | Content, path: str | None) -> None:
+        """Over the bytes of a file of ours, or the content of any file."""
         self.path = path
         self._limits = current_limits()
-        self.footer = read_footer(source)
-        with paused_collection():
-            self.index = read_index(source, self.footer, self._limits)
-        self._reader = ArrayReader(source, self.index, Paths(self.index))
+        self.content = source if isinstance(source, Content) else own_content(source, self._limits)
+        self.index = self.content.index
+        self._reader = self.content.reader
         self._refs: list[ArrayRef | None] = [None] * len(self.index.nodes.arrays)
 
     @cached_property
@@ -63,19 +62,33 @@ class Checkpoint:
         return self._lazy[1]
 
     @property
-    def root(self) -> str:
-        """The SHA-256 of the index, in hex: it identifies the checkpoint."""
-        return self.footer.root.hex()
+    def format(self) -> str:
+        """The name of the format: "pytreeckpt", or that of the foreign file that was opened."""
+        return self.content.format
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What is worth knowing of how a foreign file was read, such as classes that became records."""
+        return self.content.notes
+
+    @property
+    def footer(self) -> Footer | None:
+        """The footer of the file; None for a foreign one."""
+        return self.content.footer
+
+    @property
+    def root(self) -> str | None:
+        """The SHA-256 of the index, in hex: it identifies the checkpoint. Foreign files have none: None."""
+        return None if self.footer is None else self.footer.root.hex()
 
     @property
     def nbytes(self) -> int:
-        """The length of the file."""
-        return self._source.nbytes
+        """The length of the file; of a folder, that of all its files."""
+        return self.content.nbytes
 
     def close(self) -> None:
         """Close the file. References can no longer be read; arrays that were read or mapped stay."""
-        if isinstance(self._source, LocalFile):
-            self._source.close()
+        self.content.close()
 
     def __enter__(self) -> Self:
         return self
@@ -86,7 +99,8 @@ class Checkpoint:
         self.close()
 
     def __repr__(self) -> str:
-        return f"<Checkpoint {self.path or 'in memory'}: {len(self.index.arrays)} arrays, root {self.root[:12]}…>"
+        what = self.format if self.root is None else f"root {self.root[:12]}…"
+        return f"<Checkpoint {self.path or 'in memory'}: {len(self.index.arrays)} arrays, {what}>"
 
     # The lazy tree.
 
@@ -149,7 +163,7 @@ class Checkpoint:
 
     def read_region(self, array: int, selection: Selection) -> AnyArray:
         """A basic selection of an array, as an array of numpy, of rank 0 for one item; reads only the chunks that its
-        bounding box touches.
+        bounding box touches, and of a foreign file only the bytes of that box, without checks.
         """
         entry = self.index.arrays[array]
         box, rest = bounding_box(entry.shape, selection)
@@ -254,9 +268,7 @@ class Checkpoint:
         """The arrays with these numbers, as numpy, those of `into` in the memory given there."""
         if not mmap:
             return self._reader.arrays(wanted, into=into, verify=verify, progress=progress)
-        if not isinstance(self._source, LocalFile):
-            raise NotMappableError("mmap=True needs a checkpoint in a file")
-        return self._reader.mapped(memoryview(self._source.map()), wanted, verify=verify)
+        return self._reader.mapped(wanted, verify=verify)
 
     def _unselected(self, select: Select, visits: list[Visit], *, strict: bool) -> bytearray:
         patterns = [select] if isinstance(select, str) else list(select) if not callable(select) else []
@@ -285,6 +297,8 @@ class Checkpoint:
     # Verifying.
 
     def damage(self, *, progress: ReportProgress | None = None) -> Iterator[CorruptionError]:
-        """Check every chunk; the errors, one per damaged chunk, that reading would raise."""
+        """Check every chunk, or what a foreign file has checksums of; the errors, one per damaged chunk, that reading
+        would raise.
+        """
         self.check_structure()
         return self._reader.damage(range(len(self.index.arrays)), progress=progress)

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal, TypeVar, cast
 
-from pytreeckpt.planning import Written
 from pytreeckpt.wire import Buffer
 
+Result = TypeVar("Result")
 IfExists = Literal["replace", "error"]
 Durability = Literal["durable", "atomic"]
 
@@ -117,15 +117,13 @@ class Target:
     new_directories: Sequence[tuple[str, str]] = ()
 
 
-def _writes(
-    path: str, pieces: Generator[Buffer, None, Written], *, durable: bool
-) -> Generator[Operation, None, Written]:
+def _writes(path: str, pieces: Generator[Buffer, None, Result], *, durable: bool) -> Generator[Operation, None, Result]:
     nbytes = 0
     while True:
         try:
             piece = next(pieces)
         except StopIteration as end:
-            return cast("Written", end.value)
+            return cast("Result", end.value)
         yield WriteFile(path, piece)
         nbytes += len(piece)
         if durable and nbytes >= _WRITEBACK_NBYTES:
@@ -135,11 +133,11 @@ def _writes(
 
 def commit(
     target: Target,
-    pieces: Generator[Buffer, None, Written],
+    pieces: Generator[Buffer, None, Result],
     *,
     if_exists: IfExists,
     durability: Durability,
-) -> Generator[Operation, None, Written]:
+) -> Generator[Operation, None, Result]:
     """The operations that write `pieces` and publish them under `target.path`. The generator's return value is
     that of `pieces`.
 

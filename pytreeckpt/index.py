@@ -26,7 +26,8 @@ IntArray = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
 class ArrayEntry(NamedTuple):
     """An array as the index tells it. `axes`, `cuts`: section 7; `chunk_counts`: per box, empty if the array is
-    inline. A pooled array lies in one chunk, with others.
+    inline. A pooled array lies in one chunk, with others. A foreign one lies in a file of another format, which has
+    no chunks.
     """
 
     dtype: int
@@ -35,6 +36,12 @@ class ArrayEntry(NamedTuple):
     cuts: tuple[Shape, ...] | None = None
     chunk_counts: tuple[int, ...] = ()
     pooled: bool = False
+    foreign: bool = False
+
+    @property
+    def inline(self) -> bool:
+        """Whether the items are in the index itself."""
+        return not self.chunk_counts and not self.foreign
 
     @property
     def stored_shape(self) -> Shape:
@@ -67,7 +74,8 @@ class Chunks:
 class Index:
     """All that a file tells of its tree. `dtypes` are numpy's; `inline` holds the bytes of the inline arrays. `starts`:
     where in these an inline array begins, and a pooled one in the raw bytes of its chunk, which is its `first_chunk`.
-    `pools`: how many chunks each pool has, in the order of their dtypes.
+    `pools`: how many chunks each pool has, in the order of their dtypes. `own`: it is of a file of ours, and not made
+    for one of another format, which has neither index nor chunks.
     """
 
     nodes: Nodes
@@ -80,6 +88,7 @@ class Index:
     starts: list[int]
     sizes: list[int]
     pools: list[int]
+    own: bool = True
 
     def nbytes(self, array: int) -> int:
         """Bytes of an array in C order."""

@@ -10,7 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from itertools import accumulate, pairwise
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import numpy as np
 
@@ -45,6 +45,7 @@ from pytreeckpt.reading import (
     whole_region,
 )
 from pytreeckpt.scratch import scratch
+from pytreeckpt.storage import LocalFile
 
 # Chunks that follow each other in the file are read at once, up to this many bytes, stored and raw.
 _RUN_NBYTES: Final = 1 << 20
@@ -72,6 +73,15 @@ class Paths:
         """The path of the first leaf that holds an array."""
         # A file may hide an array where paths do not lead, in a set-like or atomic object.
         return self.by_array.get(array, [f"array {array}"])[0]
+
+
+def check_total(nbytes: int) -> None:
+    """Raise `LimitError` if this is more than one call may read."""
+    if nbytes > current_limits().arrays_nbytes:
+        raise LimitError(
+            f"what is to be read has {nbytes} bytes, more than the limit of {current_limits().arrays_nbytes}; "
+            "raise it with pytreeckpt.limits(arrays_nbytes=…), or read a part with select= or a slice"
+        )
 
 
 class Job(NamedTuple):
@@ -107,7 +117,7 @@ class ArrayReader:
         """The arrays with these numbers: those of `into`, filled (of the same shape and dtype, in any memory order),
         and fresh ones for the others, in their saved memory order.
         """
-        self._check_nbytes(sum(map(self.index.nbytes, wanted)))
+        check_total(sum(map(self.index.nbytes, wanted)))
         with paused_collection():
             arrays: dict[int, AnyArray] = {}
             jobs: list[Job] = []
@@ -141,14 +151,6 @@ class ArrayReader:
         if progress is not None:
             progress(Progress(total, total))
         return arrays
-
-    @staticmethod
-    def _check_nbytes(total: int) -> None:
-        if total > current_limits().arrays_nbytes:
-            raise LimitError(
-                f"what is to be read has {total} bytes, more than the limit of {current_limits().arrays_nbytes}; "
-                "raise it with pytreeckpt.limits(arrays_nbytes=…), or read a part with select= or a slice"
-            )
 
     def _whole_jobs(self, array: int, stored: AnyArray, table: _Rows) -> Iterable[Job]:
         """What there is to read for a whole array, which is to go to `stored`, in stored order."""
@@ -273,7 +275,7 @@ class ArrayReader:
     def region(self, array: int, region: Box) -> AnyArray:
         """A region of an array in stored order; reads only the chunks that it touches."""
         entry = self.index.arrays[array]
-        self._check_nbytes(math.prod(region.shape) * self.index.dtypes[entry.dtype].itemsize)
+        check_total(math.prod(region.shape) * self.index.dtypes[entry.dtype].itemsize)
         out = allocate(region.shape, self.index, entry)
         if not entry.chunk_counts:
             # Not `copy`, which gives strings of no characters one.
@@ -288,10 +290,13 @@ class ArrayReader:
                     raise error
         return out
 
-    def mapped(self, memory: memoryview, wanted: Sequence[int], *, verify: bool) -> dict[int, AnyArray]:
+    def mapped(self, wanted: Sequence[int], *, verify: bool) -> dict[int, AnyArray]:
         """The arrays as views of the mapped file. Raises `NotMappableError` for one that is not stored raw and in
-        one piece.
+        one piece, and for what is in no file.
         """
+        if not isinstance(self.source, LocalFile):
+            raise NotMappableError("mmap=True needs a checkpoint in a file")
+        memory = memoryview(self.source.map())
         arrays: dict[int, AnyArray] = {}
         for array in wanted:
             entry = self.index.arrays[array]
@@ -316,6 +321,41 @@ class ArrayReader:
             for problem in in_memory.damage(wanted, advice=_ADVICE):
                 raise problem
         return arrays
+
+    def scan(
+        self, wanted: Sequence[int], function: Callable[[AnyArray], Any], *, progress: ReportProgress | None = None
+    ) -> Iterator[tuple[int, Any]]:
+        """What `function` gives for the items of each chunk of these arrays, with the number of the array, in order;
+        it is called in threads. Raises `CorruptionError`.
+        """
+        members: dict[int, list[int]] = {}
+        for array in wanted:
+            entry = self.index.arrays[array]
+            if entry.inline:
+                yield array, function(inline_array(self.index, array))
+            elif entry.pooled:
+                members.setdefault(self.index.first_chunk[array], []).append(array)
+        found: dict[int, list[tuple[int, Any]]] = {}
+
+        def put(job: Job, raw: memoryview) -> None:
+            if job.number in members:
+                values = [(array, array_within(self.index, array, raw)) for array in members[job.number]]
+            else:
+                dtype = self.index.dtypes[self.index.arrays[job.array].dtype]
+                values = [(job.array, np.frombuffer(raw, np.uint8).view(dtype))]
+            found[job.number] = [(array, function(items)) for array, items in values]
+
+        jobs = [job._replace(put=partial(put, job)) for job in self.jobs(wanted)]
+        total = sum(job.row.raw for job in jobs)
+        done = 0
+        for run, errors in self.read(jobs):
+            for error in errors:
+                raise error
+            for job in run:
+                yield from found.pop(job.number)
+                done += job.row.raw
+            if progress is not None:
+                progress(Progress(done, total))
 
     def damage(
         self, wanted: Sequence[int], *, progress: ReportProgress | None = None, advice: str = ""

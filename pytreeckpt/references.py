@@ -73,6 +73,11 @@ class ArrayRef:
         return self._reader.index.stored_nbytes(self.array)
 
     @property
+    def identity(self) -> tuple[int, int]:
+        """Equal for references of one checkpoint to one shared array."""
+        return id(self._reader), self.array
+
+    @property
     def type_name(self) -> str | None:
         """The registered name of what wraps the array, or None for a plain one."""
         return None if self.type is None else self.type.name

@@ -6,11 +6,12 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import cast
 
 from pytreeckpt.codecs import Compression
-from pytreeckpt.commit import Durability, IfExists, LinkFile, Operation, RenameFile, Target, commit
+from pytreeckpt.commit import Durability, IfExists, LinkFile, Operation, RenameFile, Result, Target, commit
 from pytreeckpt.errors import CheckpointExistsError, NotDurableError, PytreeckptError
 from pytreeckpt.pipeline import Progress, ReportProgress, ordered_map, threads_for
 from pytreeckpt.planning import ChunkTask, EncodedBatch, SavePlan, Written, stream
 from pytreeckpt.storage import Storage, storage_error, with_errno
+from pytreeckpt.wire import Buffer
 
 
 def write_checkpoint(
@@ -25,9 +26,6 @@ def write_checkpoint(
     threads: int | None = None,
 ) -> Written:
     """Write a plan to `path`. If this raises, nothing was published, except for `NotDurableError`."""
-    if if_exists == "error" and storage.exists(path):
-        raise CheckpointExistsError(f'{path} exists; choose another path, or if_exists="replace"')
-    target = storage.target(path)
     done = 0
     total = plan.raw_nbytes
     n_threads = threads_for(len(plan.tasks), total) if threads is None else threads
@@ -47,17 +45,37 @@ def write_checkpoint(
             progress(Progress(total, total))
 
     pieces = stream(plan, compression, encode_all)
+    return publish(storage, path, pieces, if_exists=if_exists, durability=durability, before_publishing=last_progress)
+
+
+def publish(
+    storage: Storage,
+    path: str,
+    pieces: Generator[Buffer, None, Result],
+    *,
+    if_exists: IfExists,
+    durability: Durability,
+    before_publishing: Callable[[], None] = lambda: None,
+) -> Result:
+    """Write the pieces of a file, of whatever format, and give it its name at once; the result is that of `pieces`.
+
+    `before_publishing` is called when all is written. If this raises, nothing was published, except for
+    `NotDurableError`.
+    """
+    if if_exists == "error" and storage.exists(path):
+        raise CheckpointExistsError(f'{path} exists; choose another path, or if_exists="replace"')
+    target = storage.target(path)
     operations = commit(target, pieces, if_exists=if_exists, durability=durability)
-    return _run(storage, target, operations, before_publishing=last_progress)
+    return _run(storage, target, operations, before_publishing=before_publishing)
 
 
 def _run(
     storage: Storage,
     target: Target,
-    operations: Generator[Operation, None, Written],
+    operations: Generator[Operation, None, Result],
     *,
     before_publishing: Callable[[], None],
-) -> Written:
+) -> Result:
     """Apply the operations one by one; whatever happens, leave no temporary file behind."""
     # No `try` stands directly inside this one: Python would not guard the first bytecode of the inner one.
     try:
@@ -72,9 +90,9 @@ def _run(
 def _apply_all(
     storage: Storage,
     target: Target,
-    operations: Generator[Operation, None, Written],
+    operations: Generator[Operation, None, Result],
     before_publishing: Callable[[], None],
-) -> Written:
+) -> Result:
     """Apply the operations one by one; when one fails, say whether the checkpoint was published.
 
     What the caller's own functions raise passes through unchanged, and before anything is published.
@@ -84,7 +102,7 @@ def _apply_all(
         try:
             operation = next(operations)
         except StopIteration as end:
-            return cast("Written", end.value)
+            return cast("Result", end.value)
         publishing = isinstance(operation, RenameFile | LinkFile)
         if publishing:
             before_publishing()

@@ -4,7 +4,13 @@ from __future__ import annotations
 
 from typing import Final
 
-from pytreeckpt.errors import CorruptionError, FormatVersionError, LimitError, PytreeckptError
+from pytreeckpt.errors import (
+    CorruptionError,
+    FormatVersionError,
+    LimitError,
+    PytreeckptError,
+    UnsupportedTypeError,
+)
 
 FINE: Final = 0
 DAMAGED: Final = 1
@@ -19,4 +25,5 @@ PIPE_CLOSED: Final = 141
 
 def code_of(error: PytreeckptError) -> int:
     """The exit code for an error."""
-    return DAMAGED if isinstance(error, CorruptionError | FormatVersionError | LimitError) else USAGE
+    unreadable = CorruptionError | FormatVersionError | LimitError | UnsupportedTypeError
+    return DAMAGED if isinstance(error, unreadable) else USAGE

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Final, Literal
 
 from pytreeckpt import nodes as n
+from pytreeckpt.arrays import AnyArray
 from pytreeckpt.cli.branches import Branch, is_brief
 from pytreeckpt.cli.names import KIND_NAMES, array_text, dtype_text, path_text, step_text, type_text
 from pytreeckpt.cli.navigation import Wrapped, array_number, kind_at, n_children, object_type, unwrap
@@ -14,6 +15,7 @@ from pytreeckpt.cli.outline import Outline, Totals, totals
 from pytreeckpt.cli.runs import WIDTH, is_run, run_text
 from pytreeckpt.cli.text import count, cut, visible
 from pytreeckpt.cli.values import item_text, item_texts, scalar_of, value_text
+from pytreeckpt.errors import PytreeckptError
 from pytreeckpt.objects import is_atomic
 from pytreeckpt.reading import as_logical, inline_array
 
@@ -33,6 +35,8 @@ class Description:
 
 _SHORT_WIDTH: Final = 24
 _TINY_ITEMS: Final = 4
+_MAX_READ: Final = 64
+"""So many tiny arrays of a foreign file are read to see whether they are all the same."""
 _FEW: Final = 3
 _MAX_ATTRIBUTES: Final = 4
 
@@ -100,22 +104,45 @@ def _arrays_text(outline: Outline, positions: Sequence[int]) -> str:
 
 
 def _tiny_values(outline: Outline, positions: Sequence[int]) -> str:
-    """The values of a tiny array, which is in the index: nothing has to be read for them."""
+    """The values of a tiny array, which is in the index, so that nothing has to be read for them; or next to nothing,
+    in a foreign file.
+    """
     arrays = {array_number(outline, position) for position in positions}
     text = _tiny_text(outline, array_number(outline, positions[0]))
-    if len(arrays) > 1 and text and len({inline_array(outline.index, array).tobytes() for array in arrays}) > 1:
-        return ""
+    if len(arrays) > 1 and text:
+        if not outline.index.own and len(arrays) > _MAX_READ:
+            return ""
+        all_values = [_tiny(outline, array) for array in sorted(arrays)]
+        if len({values if values is None else values.tobytes() for values in all_values}) > 1:
+            return ""
     return text and f"= {text}"
 
 
 def _tiny_text(outline: Outline, array: int) -> str:
     entry = outline.index.arrays[array]
-    if entry.chunk_counts or len(entry.shape) > 1 or 0 in entry.shape or sum(entry.shape) > _TINY_ITEMS:
+    if len(entry.shape) > 1 or 0 in entry.shape or sum(entry.shape) > _TINY_ITEMS:
         return ""
-    if not entry.shape:
+    if entry.inline and not entry.shape:
         return cut(item_text(scalar_of(outline, array)), WIDTH)
-    values = as_logical(inline_array(outline.index, array), entry)
-    return cut(f"[{', '.join(item_texts(values))}]", WIDTH)
+    values = _tiny(outline, array)
+    if values is None:
+        return ""
+    texts = item_texts(values.reshape(-1))
+    return cut(f"[{', '.join(texts)}]" if values.ndim else texts[0], WIDTH)
+
+
+def _tiny(outline: Outline, array: int) -> AnyArray | None:
+    """The values of a tiny array, if they are at hand."""
+    entry = outline.index.arrays[array]
+    if entry.inline:
+        return as_logical(inline_array(outline.index, array), entry)
+    if not entry.foreign or outline.read is None:
+        return None
+    try:
+        return outline.read(array)
+    except PytreeckptError:
+        # `verify` is for those who want to know.
+        return None
 
 
 def _sharing_note(outline: Outline, positions: Sequence[int]) -> str:

@@ -1,4 +1,6 @@
-"""`pytreeckpt inspect`: what is in a checkpoint, without reading its arrays and without any framework."""
+"""`pytreeckpt inspect`: what is in a checkpoint, ours or a foreign one, without reading its arrays and without any
+framework.
+"""
 
 from __future__ import annotations
 
@@ -14,7 +16,7 @@ from pytreeckpt.cli.inspect_text import Options, report
 from pytreeckpt.cli.navigation import find
 from pytreeckpt.cli.outline import arrays_below, n_shown, only, outline_of
 from pytreeckpt.cli.selected import Selected
-from pytreeckpt.cli.source import Source, opened
+from pytreeckpt.cli.source import opened
 from pytreeckpt.cli.statistics import Statistics, of_arrays
 from pytreeckpt.cli.terminal import Terminal, shown_progress
 from pytreeckpt.cli.view import ORDERS
@@ -28,12 +30,13 @@ examples:
   pytreeckpt inspect step-1000.ptck params/wte         an array: its chunks, its first values
   pytreeckpt inspect step-1000.ptck --sort size --depth 2
   pytreeckpt inspect step-1000.ptck --match '**/bias' --stats
+  pytreeckpt inspect model.pt                          other formats too: docs/interop.md
   pytreeckpt inspect step-1000.ptck --json | jq -r '.leaves[] | select(.kind == "array") | .path'
 """
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("file", metavar="FILE", help="a checkpoint")
+    parser.add_argument("file", metavar="FILE", help="a checkpoint, or a file or folder of another format")
     parser.add_argument("path", metavar="PATH", nargs="?", help="show only what is at this path, such as opt/mu[0]")
     parser.add_argument(
         "--depth", type=_depth, metavar="N", help="open N levels (default: as many as give about 160 rows)"
@@ -59,20 +62,20 @@ def _depth(text: str) -> int:
 
 def _run(arguments: Namespace, terminal: Terminal) -> int:
     path = Path.parse(arguments.path) if arguments.path is not None else None
-    with opened(arguments.file) as source:
-        selected = select(source.checkpoint, path, arguments.match)
-        statistics = _statistics(source, selected, terminal) if arguments.stats else None
+    with opened(arguments.file) as checkpoint:
+        selected = select(checkpoint, path, arguments.match)
+        statistics = _statistics(checkpoint, selected, terminal) if arguments.stats else None
         if arguments.json:
-            terminal.write(document(sections(source.checkpoint, selected, statistics)))
+            terminal.write(document(sections(checkpoint, selected, statistics)))
         else:
             options = Options(arguments.depth, arguments.sort, arguments.all)
-            terminal.print(report(source, selected, statistics, options, terminal.width))
+            terminal.print(report(checkpoint, selected, statistics, options, terminal.width))
     return 0
 
 
 def select(checkpoint: Checkpoint, path: Path | None, pattern: str | None) -> Selected:
     """What `PATH` and `--match` select. Raises `PathError` if that is nothing."""
-    outline = outline_of(checkpoint.index)
+    outline = outline_of(checkpoint.index, lambda array: checkpoint.read_region(array, ...))
     position = outline.tree
     if path is not None:
         found = find(outline, path)
@@ -88,10 +91,10 @@ def select(checkpoint: Checkpoint, path: Path | None, pattern: str | None) -> Se
     return Selected(outline, position, path, pattern)
 
 
-def _statistics(source: Source, selected: Selected, terminal: Terminal) -> Mapping[int, Statistics]:
+def _statistics(checkpoint: Checkpoint, selected: Selected, terminal: Terminal) -> Mapping[int, Statistics]:
     arrays = sorted(set(arrays_below(selected.outline, [selected.position]).tolist()))
     with shown_progress(terminal, "reading the arrays") as progress:
-        return of_arrays(source.reader, arrays, progress=progress)
+        return of_arrays(checkpoint.content.reader, arrays, progress=progress)
 
 
 COMMAND: Final = Command("inspect", "show what is in a checkpoint", _EXAMPLES, _add_arguments, _run)

@@ -8,13 +8,13 @@ from typing import Any, Final
 
 import numpy as np
 
+from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.cli.inspect_json import codec_counts
 from pytreeckpt.cli.layout import Line, Span, fields
 from pytreeckpt.cli.names import array_text, path_text, step_text
 from pytreeckpt.cli.navigation import array_number, unwrap
 from pytreeckpt.cli.outline import Outline
 from pytreeckpt.cli.selected import Selected
-from pytreeckpt.cli.source import Source
 from pytreeckpt.cli.statistics import Statistics
 from pytreeckpt.cli.statistics_text import line_text
 from pytreeckpt.cli.text import count, percent, size, visible
@@ -29,7 +29,7 @@ _MAX_LISTED: Final = 24
 
 
 def array_lines(
-    source: Source,
+    checkpoint: Checkpoint,
     selected: Selected,
     statistics: Mapping[int, Statistics] | None,
     width: int | None,
@@ -40,7 +40,7 @@ def array_lines(
     outline = selected.outline
     array = array_number(outline, unwrap(outline, selected.position).position)
     pairs = _fields(outline, selected.position, array)
-    pairs.append(("values", ", ".join(first_values(source, array)) or "none"))
+    pairs.append(("values", ", ".join(first_values(checkpoint, array)) or "none"))
     if statistics is not None:
         pairs.append(("statistics", line_text(statistics.get(array))))
     lines = [[Span(path_text(selected.path or Path()), "heading")], *fields(pairs, width)]
@@ -53,8 +53,6 @@ def _fields(outline: Outline, position: int, array: int) -> list[tuple[str, str]
     wrapped = unwrap(outline, position)
     entry = outline.index.arrays[array]
     raw, stored = outline.raw_sizes[array], outline.stored_sizes[array]
-    place = _chunks_text(codec_counts(outline.index, array)) if entry.chunk_counts else "in the index"
-    place += " with others" if entry.pooled else ""
     pairs = [("array", array_text(outline.descriptor(array), entry.shape))]
     pairs += [("type", visible(type_.name)) for type_ in wrapped.types]
     pairs += [
@@ -63,8 +61,13 @@ def _fields(outline: Outline, position: int, array: int) -> list[tuple[str, str]
     pairs += [
         ("elements", f"{math.prod(entry.shape):,}"),
         ("in memory", f"{size(raw)}{_exact(raw)}{_order(entry)}"),
-        ("in the file", f"{size(stored)}{_exact(stored)}, {percent(stored, raw)} {place}" if raw else place),
     ]
+    if outline.index.own:
+        place = _chunks_text(codec_counts(outline.index, array)) if entry.chunk_counts else "in the index"
+        place += " with others" if entry.pooled else ""
+        pairs.append(
+            ("in the file", f"{size(stored)}{_exact(stored)}, {percent(stored, raw)} {place}" if raw else place)
+        )
     others = [other.path for other in outline.shared_paths.get(array, ()) if other.position != wrapped.position]
     pairs += [("shared with", path_text(path)) for path in others[:_MAX_LISTED]]
     if entry.cuts is not None:
@@ -94,9 +97,9 @@ def _order(entry: ArrayEntry) -> str:
     return f", axes from slowest to fastest {list(entry.axes)}"
 
 
-def first_values(source: Source, array: int) -> list[str]:
+def first_values(checkpoint: Checkpoint, array: int) -> list[str]:
     """The texts of the first values of an array in C order, and `…` if there are more; reads only what holds them."""
-    shape = source.checkpoint.index.arrays[array].shape
+    shape = checkpoint.index.arrays[array].shape
     if 0 in shape:
         return []
     # As many whole rows as are needed, of as many axes as are needed.
@@ -108,7 +111,7 @@ def first_values(source: Source, array: int) -> list[str]:
         wanted = -(-wanted // taken)
         if wanted <= 1:
             break
-    values = np.asarray(source.checkpoint.read_region(array, tuple(selection))).reshape(-1)[:_PREVIEWED]
+    values = np.asarray(checkpoint.read_region(array, tuple(selection))).reshape(-1)[:_PREVIEWED]
     texts = item_texts(values)
     return [*texts, "…"] if math.prod(shape) > len(texts) else texts
 

@@ -71,12 +71,14 @@ def _file(checkpoint: Checkpoint) -> Record:
     return {
         "path": checkpoint.path,
         "nbytes": checkpoint.nbytes,
-        "format_version": VERSION,
+        "format": checkpoint.format,
+        "format_version": None if footer is None else VERSION,
         "root": checkpoint.root,
-        "index_nbytes": footer.index_raw_nbytes,
-        "index_stored_nbytes": footer.index_stored_nbytes,
+        "index_nbytes": None if footer is None else footer.index_raw_nbytes,
+        "index_stored_nbytes": None if footer is None else footer.index_stored_nbytes,
         "arrays": len(checkpoint.index.arrays),
         "chunks": len(checkpoint.index.chunks),
+        "notes": list(checkpoint.notes),
     }
 
 
@@ -95,7 +97,7 @@ def _totals(outline: Outline, position: int) -> Record:
         "arrays": summed.n_arrays,
         "elements": summed.n_items,
         "nbytes": summed.raw_nbytes,
-        "stored_nbytes": summed.stored_nbytes,
+        "stored_nbytes": summed.stored_nbytes if outline.index.own else None,
     }
 
 
@@ -169,7 +171,7 @@ def _array(outline: Outline, array: int) -> Record:
         "dtype": outline.descriptor(array),
         "shape": entry.shape,
         "nbytes": outline.raw_sizes[array],
-        "stored_nbytes": outline.stored_sizes[array],
+        "stored_nbytes": outline.stored_sizes[array] if index.own else None,
         "chunks": sum(entry.chunk_counts),
         "codecs": codec_counts(index, array),
     }
@@ -201,8 +203,12 @@ def _chunks(index: Index, array: int) -> Iterator[Record]:
 
 
 def codec_counts(index: Index, array: int) -> dict[str, int]:
-    """How many chunks of an array each codec stores; an array without chunks is `inline` in the index."""
+    """How many chunks of an array each codec stores; an array without chunks is `inline` in the index. Those of
+    a foreign file have none.
+    """
     entry = index.arrays[array]
+    if not index.own:
+        return {}
     if not entry.chunk_counts:
         return {"inline": 1}
     first = index.first_chunk[array]

@@ -17,7 +17,6 @@ from pytreeckpt.cli.names import dtype_text, path_text
 from pytreeckpt.cli.navigation import kind_at, unwrap
 from pytreeckpt.cli.outline import METADATA, Outline, Totals, arrays_below, totals
 from pytreeckpt.cli.selected import Selected
-from pytreeckpt.cli.source import Source
 from pytreeckpt.cli.statistics import Statistics
 from pytreeckpt.cli.statistics_text import COLUMNS, alarm, cells, summary
 from pytreeckpt.cli.text import amount, count, percent, shorten, size, visible
@@ -26,6 +25,7 @@ from pytreeckpt.cli.view import View, rows, unfold
 from pytreeckpt.wire import VERSION
 
 _SIZES: Final = (Column("elements", 2), Column("size"), Column("stored", 3), Column("", 1))
+_MAX_NOTES: Final = 8
 # Wider than any value.
 _WHOLE: Final = 1 << 40
 
@@ -40,7 +40,7 @@ class Options:
 
 
 def report(
-    source: Source,
+    checkpoint: Checkpoint,
     selected: Selected,
     statistics: Mapping[int, Statistics] | None,
     options: Options,
@@ -49,15 +49,15 @@ def report(
     """All lines."""
     outline, position = selected.outline, selected.position
     if selected.path is None:
-        head = [*_header(source.checkpoint, selected, width), []]
+        head = [*_header(checkpoint, selected, width), []]
         if selected.pattern is None:
-            training = summary_of(source.checkpoint, outline)
+            training = summary_of(checkpoint, outline)
             head += training_lines(training, width) if training is not None else []
             head += _metadata(outline, width)
         return head + _tree(selected, "tree", statistics, options, width)
     value = unwrap(outline, position).position
     if kind_at(outline, value) == n.ARRAY:
-        return array_lines(source, selected, statistics, width, everything=options.everything)
+        return array_lines(checkpoint, selected, statistics, width, everything=options.everything)
     if is_value(outline, value):
         return [[Span(value_text(outline, value, _WHOLE), "plain")]]
     return _tree(selected, path_text(selected.path), statistics, options, width)
@@ -67,6 +67,7 @@ def _tree(
     selected: Selected, label: str, statistics: Mapping[int, Statistics] | None, options: Options, width: int | None
 ) -> list[Line]:
     outline = selected.outline
+    size_cells = _size_cells if outline.index.own else _foreign_size_cells
     view = unfold(
         outline,
         Branch(label, (selected.position,)),
@@ -76,7 +77,7 @@ def _tree(
         repeats=statistics is not None,
     )
     if statistics is None:
-        return [*table(rows(outline, view, _size_cells), _SIZES, width), *_footnotes(view, width)]
+        return [*table(rows(outline, view, size_cells), _SIZES, width), *_footnotes(view, width)]
     found = statistics
     shown = rows(
         outline,
@@ -91,20 +92,30 @@ def _header(checkpoint: Checkpoint, selected: Selected, width: int | None) -> li
     """The file, and all of the tree that is shown."""
     outline = selected.outline
     summed = totals(outline, [outline.tree])
-    index = size(checkpoint.footer.index_stored_nbytes)
     pairs = [
-        ("file", f"{size(checkpoint.nbytes)}, format version {VERSION}, root {checkpoint.root[:16]}…"),
+        ("file", _file_text(checkpoint)),
         ("leaves" if selected.pattern is None else "matching", _leaves_text(summed)),
     ]
     if summed.n_arrays:
         pairs += [
             ("types", ", ".join(f"{times:,} {visible(name)}" for name, times in [*outline.array_types.items()][:4])),
             ("dtypes", ", ".join(f"{size(nbytes)} {name}" for name, nbytes in _dtype_sizes(outline)[:4])),
-            ("stored", f"{_stored_text(summed)}; index {index}"),
         ]
+    if summed.n_arrays and checkpoint.footer is not None:
+        index = size(checkpoint.footer.index_stored_nbytes)
+        pairs.append(("stored", f"{_stored_text(summed)}; index {index}"))
+    pairs += [("note", visible(note)) for note in checkpoint.notes[:_MAX_NOTES]]
+    if len(checkpoint.notes) > _MAX_NOTES:
+        pairs.append(("", f"… {count(len(checkpoint.notes) - _MAX_NOTES, 'more note')}; --json has all"))
     name = visible(checkpoint.path or "")
     heading = Span(name if width is None else shorten(name, width), "heading")
     return [[heading], *fields([pair for pair in pairs if pair[1]], width)]
+
+
+def _file_text(checkpoint: Checkpoint) -> str:
+    if checkpoint.root is None:
+        return f"{size(checkpoint.nbytes)}, {visible(checkpoint.format)}"
+    return f"{size(checkpoint.nbytes)}, format version {VERSION}, root {checkpoint.root[:16]}…"
 
 
 def _leaves_text(summed: Totals) -> str:
@@ -144,6 +155,12 @@ def _size_cells(_branch: Branch, description: Description) -> Sequence[str]:
         return ("",) * len(_SIZES)
     part = percent(summed.stored_nbytes, summed.raw_nbytes)
     return (amount(summed.n_items), size(summed.raw_nbytes), size(summed.stored_nbytes), part)
+
+
+def _foreign_size_cells(_branch: Branch, description: Description) -> Sequence[str]:
+    # How much of the file an array takes, a foreign file does not say.
+    summed = description.totals
+    return (amount(summed.n_items), size(summed.raw_nbytes), "", "") if summed.n_arrays else ("",) * len(_SIZES)
 
 
 def _footnotes(view: View, width: int | None) -> list[Line]:

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from pytreeckpt import nodes as n
+from pytreeckpt.arrays import AnyArray
 from pytreeckpt.cli.columns import Columns, columns_of
 from pytreeckpt.dtypes import Descriptor
 from pytreeckpt.index import Index, IntArray
@@ -53,13 +54,15 @@ class Totals(NamedTuple):
 class Outline:
     """The nodes of the metadata and of the tree, whose root is at `tree`; `columns` says where they end, and more.
 
-    `shown[p]`: the node at p is not left out (see `only`).
+    `shown[p]`: the node at p is not left out (see `only`). `read` reads an array of a foreign file; without it, the
+    values of such arrays are not shown.
     """
 
     index: Index
     columns: Columns
     shown: IntArray
     tree: int
+    read: Callable[[int], AnyArray] | None = None
 
     @property
     def nodes(self) -> Nodes:
@@ -154,10 +157,10 @@ class Outline:
         return {array: where for array, where in found.items() if len(where) > 1}
 
 
-def outline_of(index: Index) -> Outline:
+def outline_of(index: Index, read: Callable[[int], AnyArray] | None = None) -> Outline:
     """The outline of a valid index."""
     columns = columns_of(index.nodes)
-    return Outline(index, columns, np.ones_like(columns.leaf), int(columns.ends[METADATA]))
+    return Outline(index, columns, np.ones_like(columns.leaf), int(columns.ends[METADATA]), read)
 
 
 def only(outline: Outline, matches: Callable[[Path], bool]) -> Outline:

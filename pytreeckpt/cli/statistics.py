@@ -9,17 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import partial, reduce
+from functools import reduce
 from typing import Any
 
 import numpy as np
 
 from pytreeckpt.arrays import AnyArray
+from pytreeckpt.content import ReadsArrays
 from pytreeckpt.dtypes import AnyDType
-from pytreeckpt.index import Index
-from pytreeckpt.pipeline import Progress, ReportProgress
-from pytreeckpt.reader import ArrayReader
-from pytreeckpt.reading import array_within, inline_array
+from pytreeckpt.pipeline import ReportProgress
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,43 +128,12 @@ def _widened(values: AnyArray) -> AnyArray:
 
 
 def of_arrays(
-    reader: ArrayReader, wanted: Sequence[int], *, progress: ReportProgress | None = None
+    reader: ReadsArrays, wanted: Sequence[int], *, progress: ReportProgress | None = None
 ) -> dict[int, Statistics]:
     """The statistics of these arrays of a file, of those that are numeric."""
-    index = reader.index
+    index = reader.paths.index
     numeric = [array for array in wanted if is_numeric(index.dtypes[index.arrays[array].dtype])]
-    found = {array: of_values(inline_array(index, array)) for array in numeric if not index.arrays[array].chunk_counts}
-    members: dict[int, list[int]] = {}
-    for array in numeric:
-        if index.arrays[array].pooled:
-            members.setdefault(index.first_chunk[array], []).append(array)
-    parts: dict[int, Statistics] = {}
-    jobs = [
-        job._replace(
-            put=partial(_put_members, found, index, members[job.number])
-            if index.arrays[job.array].pooled
-            else partial(_put, parts, job.number, index.dtypes[index.arrays[job.array].dtype])
-        )
-        for job in reader.jobs([array for array in numeric if array not in found])
-    ]
-    total = sum(job.row.raw for job in jobs)
-    done = 0
-    for run, errors in reader.read(jobs):
-        for error in errors:
-            raise error
-        for job in run:
-            if not index.arrays[job.array].pooled:
-                found[job.array] = merge(found.get(job.array, Statistics()), parts.pop(job.number))
-            done += job.row.raw
-        if progress is not None:
-            progress(Progress(done, total))
+    found = dict.fromkeys(numeric, Statistics())
+    for array, part in reader.scan(numeric, of_values, progress=progress):
+        found[array] = merge(found[array], part)
     return found
-
-
-def _put_members(found: dict[int, Statistics], index: Index, members: Sequence[int], raw: memoryview) -> None:
-    for array in members:
-        found[array] = of_values(array_within(index, array, raw))
-
-
-def _put(parts: dict[int, Statistics], number: int, dtype: AnyDType, raw: memoryview) -> None:
-    parts[number] = of_values(np.frombuffer(raw, np.uint8).view(dtype))

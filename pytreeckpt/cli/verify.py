@@ -1,4 +1,6 @@
-"""`pytreeckpt verify`: check every byte of checkpoints, and say what is damaged and where."""
+"""`pytreeckpt verify`: check every byte of checkpoints, or what foreign files keep checksums of, and say what is
+damaged and where.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,7 @@ examples:
 
 
 def _add_arguments(parser: ArgumentParser) -> None:
-    parser.add_argument("files", metavar="FILE", nargs="+", help="checkpoints")
+    parser.add_argument("files", metavar="FILE", nargs="+", help="checkpoints, and files or folders of other formats")
     parser.add_argument("--quiet", action="store_true", help="print nothing about files that are fine")
     parser.add_argument("--json", action="store_true", help="one JSON document about all files (docs/command-line.md)")
 
@@ -76,13 +78,22 @@ def _check(path: str, terminal: Terminal) -> _Outcome:
 def _lines(outcome: _Outcome) -> list[Line]:
     """A line about a file, and one for each problem."""
     report, problems = outcome.report, outcome.problems
-    if report is not None and report.root is not None and report.ok:
-        counts = f"{count(report.n_arrays, 'array')}, {count(report.n_chunks, 'chunk')}"
-        return [_line("ok", "good", outcome.path, f"{size(report.file_nbytes)}, {counts}, root {report.root[:16]}…")]
+    if report is not None and report.ok:
+        return [_line("ok", "good", outcome.path, f"{size(report.file_nbytes)}, {_facts(report)}")]
     # Not damaged, as far as one can tell, but nothing that this version reads.
     refused = problems[0]["kind"] != "corrupt" or problems[0]["rule"] == "F-1"
     first = _line("refused" if refused else "damaged", "bad", outcome.path, count(len(problems), "problem"))
     return [first, *(_problem_line(problem["message"], problem["rule"]) for problem in problems)]
+
+
+def _facts(report: VerifyReport) -> str:
+    """What is in a file that is fine, and how much of it could be checked."""
+    arrays = count(report.n_arrays, "array")
+    if report.root is not None:
+        return f"{arrays}, {count(report.n_chunks, 'chunk')}, root {report.root[:16]}…"
+    if report.coverage == "checksums":
+        return f"{arrays}, {visible(report.format)}: {count(report.n_checks, 'checksum')} and the structure"
+    return f"{arrays}, {visible(report.format)}: the structure only, for want of checksums"
 
 
 def _line(word: str, style: Style, path: str, facts: str) -> Line:
@@ -112,6 +123,9 @@ def _record(outcome: _Outcome) -> Mapping[str, object]:
         "arrays": report.n_arrays,
         "chunks": report.n_chunks,
         "root": report.root,
+        "format": report.format,
+        "coverage": report.coverage,
+        "checks": report.n_checks,
     }
 
 

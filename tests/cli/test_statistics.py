@@ -77,8 +77,8 @@ def test_arrays_are_read_chunk_by_chunk(tmp_path):
     array = np.random.default_rng(0).standard_normal((3, 500_000)).astype(np.float32)
     ptc.save({"big": array, "small": np.arange(5), "text": np.array("a")}, path)
     steps = []
-    with opened(str(path)) as source:
-        found = of_arrays(source.reader, range(3), progress=steps.append)
+    with opened(str(path)) as checkpoint:
+        found = of_arrays(checkpoint.content.reader, range(3), progress=steps.append)
     assert sorted(found) == [0, 1]
     assert found[0].mean == pytest.approx(array.mean(dtype=np.float64))
     assert found[0].std == pytest.approx(array.std(dtype=np.float64))

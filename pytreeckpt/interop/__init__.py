@@ -1,0 +1,3 @@
+"""Files of other formats, read into trees and written from them, without their frameworks and without executing
+anything.
+"""
