@@ -8,13 +8,14 @@
 Importing this package imports no framework.
 """
 
-from pytreeckpt.adapters import Adapter, InPlace, LeafTemplate, register_adapter
+from pytreeckpt.adapters import Adapter, Described, InPlace, LeafTemplate, register_adapter
 from pytreeckpt.api import Problem, SaveReport, VerifyReport, decode, encode, open, restore, save, verify
 from pytreeckpt.arrays import ArraySource, source_of
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
+    ConversionError,
     CorruptionError,
     FormatVersionError,
     LimitError,
@@ -48,7 +49,9 @@ __all__ = [
     "CheckpointExistsError",
     "CheckpointNotFoundError",
     "ClassKind",
+    "ConversionError",
     "CorruptionError",
+    "Described",
     "DictKey",
     "Expansion",
     "Field",

@@ -17,6 +17,7 @@ from pytreeckpt.arrays import AnyArray, ArraySource
 from pytreeckpt.dtypes import AnyDType
 from pytreeckpt.geometry import Shape
 from pytreeckpt.objects import Expansion, ObjectType
+from pytreeckpt.paths import Step
 
 GROUP = "pytreeckpt.adapters"
 
@@ -57,6 +58,23 @@ class LeafTemplate:
 
 
 @dataclass(frozen=True, slots=True)
+class Described:
+    """An object whose parameters can be converted, such as a module: what `pytreeckpt.convert` is to see of it.
+
+    `convention`: how its leaves are named: "torch", "flax" or "equinox". `tree`: a tree with its parameters and buffers,
+    abstract ones too, below `prefix`. `layers`: by name, the class, kind and configuration of each layer. `buffers`: the
+    names of what is no parameter; `variables`: in nnx, the types of variables by their names.
+    """
+
+    convention: str
+    tree: object
+    prefix: tuple[Step, ...] = ()
+    layers: Mapping[str, Mapping[str, object]] = field(default_factory=dict)
+    buffers: frozenset[str] = frozenset()
+    variables: Mapping[tuple[str, ...], str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """A framework's objects, to the tree model and back. Each function is pure; none keeps state.
 
@@ -69,6 +87,7 @@ class Adapter:
     - `from_array(array)`: a numpy array, not shared with anyone, as the framework's own. Raises `UnsupportedTypeError`
       for a dtype that the framework lacks.
     - `template(value)`: a leaf of a template, or None for what is not the framework's.
+    - `describe(value)`: an object with parameters, for conversion, or None for anything else.
     """
 
     framework: str
@@ -76,6 +95,7 @@ class Adapter:
     build: Callable[[str, Mapping[str, object]], object]
     from_array: Callable[[AnyArray], object]
     template: Callable[[object], LeafTemplate | None]
+    describe: Callable[[object], Described | None] = field(default=lambda _value: None)
 
 
 _added: dict[str, Adapter] = {}

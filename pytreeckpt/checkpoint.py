@@ -112,7 +112,7 @@ class Checkpoint:
             return ref
 
         def build(type_: ObjectType, values: Sequence[Any]) -> object:
-            if type_.class_kind is ClassKind.WRAPPER and isinstance(values[0], ArrayRef):
+            if type_.class_kind is ClassKind.WRAPPER and isinstance(values[0], ArrayRef) and values[0].type is None:
                 ref: ArrayRef = values[0]
                 ref.type, ref.attributes = type_, tuple(values[1:])
                 return ref

@@ -94,6 +94,40 @@ class StructureMismatchError(PytreeckptError, ValueError):
         return _rebuild, (type(self), self.args[0], lists)
 
 
+class ConversionError(StructureMismatchError):
+    """A conversion is not decided, or does not fit.
+
+    `unexpected`: leaves of the source that go nowhere; `missing`: leaves of the target that nothing comes to;
+    `mismatched`: what does not fit; `ambiguous`: what admits more than one result, with the candidates.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        missing: Sequence[str] = (),
+        unexpected: Sequence[str] = (),
+        mismatched: Sequence[str] = (),
+        ambiguous: Sequence[str] = (),
+    ) -> None:
+        super().__init__(message, missing=missing, unexpected=unexpected, mismatched=mismatched)
+        self.ambiguous = tuple(ambiguous)
+
+    @property
+    def unused(self) -> tuple[str, ...]:
+        """The same as `unexpected`."""
+        return self.unexpected
+
+    def __reduce__(self) -> tuple[object, ...]:
+        lists = {
+            "missing": self.missing,
+            "unexpected": self.unexpected,
+            "mismatched": self.mismatched,
+            "ambiguous": self.ambiguous,
+        }
+        return _rebuild, (type(self), self.args[0], lists)
+
+
 class PathError(PytreeckptError, KeyError):
     """A path text cannot be parsed, or the checkpoint has nothing at that path."""
 

@@ -9,6 +9,7 @@ import jax
 
 from pytreeckpt import Adapter, Expansion, LeafTemplate, UnsupportedTypeError
 from pytreeckpt_jax.arrays import build_array, build_keys, expand_array, template
+from pytreeckpt_jax.conversion import describe
 from pytreeckpt_jax.nodes import expand_node
 from pytreeckpt_jax.placement import from_array
 
@@ -34,4 +35,11 @@ def _template(value: object) -> LeafTemplate | None:
     return template(value) if isinstance(value, jax.Array | jax.ShapeDtypeStruct) else None
 
 
-ADAPTER: Final = Adapter(framework="jax", expand=_expand, build=_build, from_array=from_array, template=_template)
+ADAPTER: Final = Adapter(
+    framework="jax",
+    expand=_expand,
+    build=_build,
+    from_array=from_array,
+    template=_template,
+    describe=describe,
+)

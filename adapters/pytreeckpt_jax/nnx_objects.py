@@ -8,6 +8,7 @@ from typing import Any, NoReturn
 
 from pytreeckpt import UnsupportedTypeError
 from pytreeckpt.training import Part, Role, class_name
+from pytreeckpt_jax.layers import recorded_layers
 from pytreeckpt_jax.names import is_nnx, nested, unnested
 from pytreeckpt_jax.nodes import PLAIN
 from pytreeckpt_jax.pytrees import plan_leaves, stored_leaves
@@ -37,13 +38,16 @@ def _at(tree: Any, path: Iterable[Any]) -> Any:
 
 
 def capture_nnx(value: object) -> dict[str, object]:
-    """`class`; `leaves`: the values of all variables by their names; `kinds`: the names of their types."""
+    """`class`; `leaves`: the values of all variables by their names; `kinds`: the names of their types; `layers`: the
+    class, kind and configuration of each module, if there are any.
+    """
     variables = _variables(value)
     kinds = [(path, type(each).__name__) for path, each in variables if isinstance(each, _nnx().Variable)]
     return {
         "class": class_name(value),
         "leaves": stored_leaves(_values(variables)),
         "kinds": nested([path for path, _ in kinds], [kind for _, kind in kinds]),
+        **recorded_layers(value),
     }
 
 

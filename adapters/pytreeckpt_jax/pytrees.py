@@ -12,6 +12,7 @@ from jax.sharding import Sharding
 from pytreeckpt import StructureMismatchError, UnsupportedTypeError
 from pytreeckpt.training import Differences, Part, Role, class_name
 from pytreeckpt_jax.arrays import build_array, build_keys, is_keys
+from pytreeckpt_jax.layers import recorded_layers
 from pytreeckpt_jax.names import Name, is_array, is_nnx, is_stored, leaves_by_name, nested, text, unnested
 from pytreeckpt_jax.nodes import PLAIN
 from pytreeckpt_jax.placement import from_array, place
@@ -46,8 +47,10 @@ def is_plain(value: object) -> bool:
 
 
 def capture_pytree(tree: object) -> dict[str, object]:
-    """`class`, and `leaves` by name; what is no array or number is the program's, and left out. Raises
-    `UnsupportedTypeError` if nothing else is in it.
+    """`class`, and `leaves` by name; what is no array or number is the program's, and left out. `layers`: the class,
+    kind and configuration of each module of Equinox, if there are any.
+
+    Raises `UnsupportedTypeError` if it has nothing but what is the program's.
     """
     leaves = stored_leaves(tree)
     if leaves == {} and jax.tree_util.tree_leaves(tree):
@@ -55,7 +58,7 @@ def capture_pytree(tree: object) -> dict[str, object]:
             f"a {class_name(tree)} has no arrays and no numbers, and so no state; of an optimizer of optax, give the "
             "state that its init made"
         )
-    return {"class": class_name(tree), "leaves": leaves}
+    return {"class": class_name(tree), "leaves": leaves, **recorded_layers(tree)}
 
 
 def stored_leaves(tree: object) -> Any:

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from pytreeckpt import Adapter, Expansion, LeafTemplate, UnsupportedTypeError
+from pytreeckpt_torch.conversion import describe
 from pytreeckpt_torch.descriptors import DESCRIPTORS, expand_descriptor
 from pytreeckpt_torch.sparse import LAYOUTS, build_sparse, expand_sparse
 from pytreeckpt_torch.tensors import (
@@ -105,4 +106,11 @@ def _template(value: object) -> LeafTemplate | None:
     return None if value.layout in LAYOUTS else template(value)
 
 
-ADAPTER: Final = Adapter(framework="torch", expand=_expand, build=_build, from_array=from_array, template=_template)
+ADAPTER: Final = Adapter(
+    framework="torch",
+    expand=_expand,
+    build=_build,
+    from_array=from_array,
+    template=_template,
+    describe=describe,
+)

@@ -236,9 +236,10 @@ def _tensors(tree: Any, *, owned: bool) -> Any:
         return new
     if type(tree) in {list, tuple}:
         return type(tree)(_tensors(value, owned=owned) for value in tree)
-    if isinstance(tree, torch.Tensor):
-        return tree if owned else tree.clone()
-    return as_tensor(tree)
+    if isinstance(tree, torch.Tensor | np.ndarray):
+        tensor: torch.Tensor = as_tensor(tree)
+        return tensor if owned else tensor.clone()
+    return tree
 
 
 def _emptied(tree: Any) -> Any:

@@ -62,7 +62,8 @@ def from_array(array: AnyArray) -> torch.Tensor:
     dtype = TORCH_OF.get(native)
     if dtype is None:
         raise UnsupportedTypeError(f"torch has no dtype for numpy's {array.dtype}")
-    if array.dtype != native or not array.flags.writeable:
+    if array.dtype != native or not array.flags.writeable or min(array.strides, default=0) < 0:
+        # In memory order, but never backwards, which torch does not have.
         array = array.astype(native)
     return as_torch(array, dtype)
 

@@ -9,19 +9,19 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pytreeckpt import __version__
-from pytreeckpt.cli import inspect, verify
+from pytreeckpt.cli import convert, inspect, verify
 from pytreeckpt.cli.codes import FINE, INTERRUPTED, PIPE_CLOSED, USAGE, code_of
 from pytreeckpt.cli.command import Command
 from pytreeckpt.cli.terminal import terminal
 from pytreeckpt.cli.text import visible
 from pytreeckpt.errors import PytreeckptError
 
-COMMANDS: Final[Sequence[Command]] = (inspect.COMMAND, verify.COMMAND)
+COMMANDS: Final[Sequence[Command]] = (inspect.COMMAND, verify.COMMAND, convert.COMMAND)
 
 _EPILOG: Final = """\
 exit codes:
   0  fine
-  1  a file is damaged, or is no checkpoint that this version can read
+  1  a file is damaged, or is no checkpoint that this version can read; or a conversion is not decided
   2  a mistake in the command line, or a file or path that is not there
 """
 
@@ -64,7 +64,7 @@ def parsers() -> tuple[ArgumentParser, Mapping[str, ArgumentParser]]:
     """The parser of the command line, and those of the commands."""
     top = ArgumentParser(
         prog="pytreeckpt",
-        description="Look into checkpoints, and check them. Nothing in a file is ever executed or imported.",
+        description="Look into checkpoints, check them, and convert them. Nothing in a file is ever executed or imported.",
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,
