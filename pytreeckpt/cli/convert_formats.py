@@ -12,9 +12,10 @@ import numpy as np
 
 import pytreeckpt
 from pytreeckpt.arrays import ArraySource
-from pytreeckpt.cli.convert_tree import data_of, leaves_in, mapped
+from pytreeckpt.cli.convert_tree import data_of, leaves_in
 from pytreeckpt.cli.text import count
 from pytreeckpt.commit import IfExists
+from pytreeckpt.convert.rebuilding import mapped
 from pytreeckpt.errors import CheckpointExistsError, UnsupportedTypeError
 from pytreeckpt.expand import make_expand
 from pytreeckpt.flatten import flatten

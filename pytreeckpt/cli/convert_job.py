@@ -14,9 +14,9 @@ from pytreeckpt.commit import IfExists
 from pytreeckpt.convert import Kind, Rule, RuleError, Waive, parse_rules
 from pytreeckpt.convert.layers import TABLES
 from pytreeckpt.convert.names import compile_pattern
-from pytreeckpt.convert.operations import dtype_named, is_float
 from pytreeckpt.convert.presets import TRANSFORMERS_FLAX
 from pytreeckpt.convert.rules import kind_name
+from pytreeckpt.convert.values import dtype_named, is_float
 from pytreeckpt.errors import CheckpointNotFoundError, PytreeckptError, StorageError
 from pytreeckpt.paths import Path, suggest
 

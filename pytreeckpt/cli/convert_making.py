@@ -11,13 +11,13 @@ import numpy as np
 
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.cli.convert_leaves import Files, Load, supplied, wrapped_as
-from pytreeckpt.cli.convert_tree import mapped
 from pytreeckpt.convert import Entry, Plan
 from pytreeckpt.convert.applying import convert_arrays
 from pytreeckpt.convert.leaves import FoundLeaf, array_of, leaves_of, plain_path
 from pytreeckpt.convert.names import steps_of
-from pytreeckpt.convert.operations import INEXACT, LOSSY, Cast, Repeat, dtype_named, is_float
-from pytreeckpt.convert.rebuilding import nested
+from pytreeckpt.convert.operations import INEXACT, LOSSY, Cast, Repeat
+from pytreeckpt.convert.rebuilding import mapped, nested
+from pytreeckpt.convert.values import dtype_named, is_float
 from pytreeckpt.errors import ConversionError
 from pytreeckpt.objects import ClassKind, ObjectType, build_record
 from pytreeckpt.paths import Path

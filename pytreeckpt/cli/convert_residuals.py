@@ -17,9 +17,10 @@ from pytreeckpt.arrays import AnyArray
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.cli.convert_leaves import wrapped_as
 from pytreeckpt.cli.convert_making import Residuals, Sides, kept_paths
-from pytreeckpt.cli.convert_tree import lazy_tree, mapped
+from pytreeckpt.cli.convert_tree import lazy_tree
 from pytreeckpt.convert import DocumentError, Plan, from_document, to_document
 from pytreeckpt.convert.leaves import plain_path
+from pytreeckpt.convert.rebuilding import mapped
 from pytreeckpt.errors import FormatVersionError
 from pytreeckpt.paths import Path
 from pytreeckpt.references import ArrayRef

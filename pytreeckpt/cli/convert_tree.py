@@ -5,24 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-from pytreeckpt.arrays import ArraySource
 from pytreeckpt.build import Builder
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.collection import paused_collection
-from pytreeckpt.convert.leaves import children_of
-from pytreeckpt.errors import UnsupportedTypeError
-from pytreeckpt.expand import make_expand
-from pytreeckpt.flatten import Expand
+from pytreeckpt.convert.rebuilding import mapped
 from pytreeckpt.limits import current_limits
 from pytreeckpt.navigation import descend
-from pytreeckpt.objects import ClassKind, Expansion, ObjectType, Record, build_record, record_expansion
-from pytreeckpt.paths import DictKey, Path, Step
+from pytreeckpt.objects import ClassKind, ObjectType, Record, build_record, record_expansion
+from pytreeckpt.paths import DictKey, Path
 from pytreeckpt.reading import scalar_value
 from pytreeckpt.training import header_of
 from pytreeckpt.training.layout import HEADER
 from pytreeckpt.unflatten import Build, unflatten
-
-Place = Callable[[Path, Any], object]
 
 
 class _Keeping(Builder):
@@ -59,58 +53,6 @@ def part_at(tree: object, path: Path) -> object:
     for step in path:
         tree = descend(data_of(tree), Path([step]))
     return tree
-
-
-def mapped(tree: object, place: Place) -> Any:
-    """The tree with what `place` gives for the path and value of each leaf; containers of which nothing changes are
-    the same objects.
-    """
-    expand = make_expand()
-    # Children before parents: what is done when all of them are there is a frame with a function.
-    done: list[Any] = []
-    stack: list[tuple[Any, tuple[Step, ...] | Callable[[], None]]] = [(tree, ())]
-    while stack:
-        value, path = stack.pop()
-        if callable(path):
-            path()
-            continue
-        # What stands for an array is one, and no record of its parts.
-        children = None if isinstance(value, ArraySource) else children_of(value, expand)
-        if children is None:
-            done.append(place(Path(path), value))
-        elif not children:
-            done.append(value)
-        else:
-            stack.append((None, _finisher(done, value, children, expand)))
-            stack.extend((child, path if step is None else (*path, step)) for step, child in reversed(children))
-    return done[0]
-
-
-def _finisher(
-    done: list[Any], value: Any, children: Sequence[tuple[Step | None, object]], expand: Expand
-) -> Callable[[], None]:
-    def finish() -> None:
-        new = done[-len(children) :]
-        del done[-len(children) :]
-        if all(a is b for a, (_, b) in zip(new, children, strict=True)):
-            done.append(value)
-        elif type(value) is dict:
-            done.append(dict(zip(value, new, strict=True)))
-        elif type(value) in {list, tuple}:
-            done.append(type(value)(new))
-        else:
-            done.append(_rebuilt(value, expand, new))
-
-    return finish
-
-
-def _rebuilt(value: object, expand: Expand, new: Sequence[Any]) -> object:
-    expansion = expand(value)
-    if not isinstance(expansion, Expansion) or expansion.rebuild is None:
-        raise UnsupportedTypeError(f"a {type(value).__name__} cannot be made anew")
-    if expansion.type.class_kind is ClassKind.WRAPPER:
-        return expansion.rebuild([new[0], *expansion.children[1:]])
-    return expansion.rebuild(new)
 
 
 def leaves_in(tree: object) -> list[tuple[Path, object]]:

@@ -64,7 +64,9 @@ def parsers() -> tuple[ArgumentParser, Mapping[str, ArgumentParser]]:
     """The parser of the command line, and those of the commands."""
     top = ArgumentParser(
         prog="pytreeckpt",
-        description="Look into checkpoints, check them, and convert them. Nothing in a file is ever executed or imported.",
+        description=(
+            "Look into checkpoints, check them, and convert them. Nothing in a file is ever executed or imported."
+        ),
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,
         allow_abbrev=False,

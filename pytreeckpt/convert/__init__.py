@@ -19,6 +19,7 @@ from pytreeckpt.convert.optimizers import ROWS, Recipe, Row, Slot, State, recipe
 from pytreeckpt.convert.parity import Computes, LevelReport, ParityReport
 from pytreeckpt.convert.plan import Plan
 from pytreeckpt.convert.planning import draft, plan
+from pytreeckpt.convert.presets import TRANSFORMERS_FLAX
 from pytreeckpt.convert.records import Entry
 from pytreeckpt.convert.report import Report
 from pytreeckpt.convert.rules import (
@@ -39,6 +40,7 @@ from pytreeckpt.convert.rules import (
 
 __all__ = [
     "ROWS",
+    "TRANSFORMERS_FLAX",
     "Choose",
     "Computes",
     "Convert",

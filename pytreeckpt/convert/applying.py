@@ -28,10 +28,10 @@ from pytreeckpt.convert.operations import (
     Tie,
     inverse,
     inverse_of,
-    run,
-    same_bits,
 )
 from pytreeckpt.convert.records import Entry
+from pytreeckpt.convert.running import run
+from pytreeckpt.convert.values import same_bits
 from pytreeckpt.errors import ConversionError
 from pytreeckpt.paths import Path
 

@@ -11,10 +11,12 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Final, cast, get_args
 
 from pytreeckpt.convert.entries import Spec
-from pytreeckpt.convert.operations import OPERATIONS, Fill, Operation, Recall, dtype_named, result_shapes
+from pytreeckpt.convert.operations import OPERATIONS, Fill, Operation, Recall
 from pytreeckpt.convert.optimizers import recipe_document, recipe_from_document
 from pytreeckpt.convert.plan import Plan
 from pytreeckpt.convert.records import Convention, Entry, Quantity
+from pytreeckpt.convert.shapes import result_shapes
+from pytreeckpt.convert.values import dtype_named
 from pytreeckpt.errors import FormatVersionError, LimitError, PathError, PytreeckptError
 from pytreeckpt.limits import current_limits
 from pytreeckpt.paths import Path

@@ -6,8 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from pytreeckpt.convert.names import text_of
-from pytreeckpt.convert.operations import Operations, result_shapes
+from pytreeckpt.convert.operations import Operations
 from pytreeckpt.convert.records import Entry, Leaf, Model, Name, Quantity
+from pytreeckpt.convert.shapes import result_shapes
 from pytreeckpt.paths import Path
 
 

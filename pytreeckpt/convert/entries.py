@@ -6,8 +6,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from pytreeckpt.convert.operations import Cast, Operation, dtype_named, inverse, is_float
+from pytreeckpt.convert.operations import Cast, Operation, inverse
 from pytreeckpt.convert.records import Entry, Inventory
+from pytreeckpt.convert.values import dtype_named, is_float
 from pytreeckpt.dtypes import AnyDType
 from pytreeckpt.geometry import Shape
 from pytreeckpt.paths import Path

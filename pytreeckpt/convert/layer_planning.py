@@ -7,71 +7,19 @@ stay as they are; if these differ in what they come to, it is an error.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
-import numpy as np
-
-from pytreeckpt.arrays import AnyArray
 from pytreeckpt.convert.draft import Draft
+from pytreeckpt.convert.fitting import Candidate, Fit, Pair, ambiguity, as_it_is, different, tried
 from pytreeckpt.convert.flattening import declared, flattened_variant, suspicion
-from pytreeckpt.convert.layers.variants import Layout, Move, Side, Table, Variant
-from pytreeckpt.convert.lookup import Names, Place, close_names, layers_of, possible_names, renamed, scanned
+from pytreeckpt.convert.layers.variants import Move, Side, Table
+from pytreeckpt.convert.lookup import Names, close_names, layers_of, possible_names, renamed, scanned
 from pytreeckpt.convert.names import match_name, text_of
-from pytreeckpt.convert.operations import Drop, Fill, describe_operations, result_shapes, run
+from pytreeckpt.convert.operations import Drop, Fill
 from pytreeckpt.convert.records import Layer, Leaf, Name
 from pytreeckpt.convert.rules import Choose, Flattened, Rename, Rule, Scan, of_type
-from pytreeckpt.convert.stacking import Stacked, without_axis
-from pytreeckpt.geometry import Shape
-
-_Shapes = Mapping[str, Shape]
-
-
-@dataclass(frozen=True, slots=True)
-class _Candidate:
-    """A layout that is tried for a layer, and what the layer is then."""
-
-    kind: str
-    layout: Layout
-    layer: Layer
-
-
-@dataclass(frozen=True, slots=True)
-class _Pair:
-    """A layer of torch and its counterpart, with the leaves of both that are not taken, by their names within it.
-
-    `place`: where the layer goes in a stack of its like. `is_known`: whether it was recorded or declared what it is.
-    """
-
-    name: Name
-    other: Name
-    own: Mapping[str, Leaf]
-    there: Mapping[str, Leaf]
-    place: Place | None
-    is_known: bool
-
-    @property
-    def shapes(self) -> _Shapes:
-        """The shapes of torch's leaves."""
-        return {rel: leaf.shape for rel, leaf in self.own.items()}
-
-    @property
-    def other_shapes(self) -> _Shapes:
-        """The shapes of the others, of which a stack is seen as one of its layers."""
-        axis = None if self.place is None else self.place.scan.axis
-        return {rel: leaf.shape if axis is None else without_axis(leaf.shape, axis) for rel, leaf in self.there.items()}
-
-
-@dataclass(frozen=True, slots=True)
-class _Fit:
-    """A layout that goes with the names and shapes of both sides."""
-
-    kind: str
-    variant: Variant
-
-    def __str__(self) -> str:
-        return f"{self.variant.name} ({self.kind})" if self.kind != self.variant.name else self.kind
+from pytreeckpt.convert.stacking import Stacked
 
 
 @dataclass(slots=True)
@@ -106,7 +54,7 @@ def plan_layers(draft: Draft, table: Table, rules: Sequence[Rule], *, scheme: st
             )
             continue
         there = {rel: leaf for rel, leaf in targets.within(others[0]).items() if leaf.name not in draft.targets}
-        pair = _Pair(name, others[0], own, there, place, known is not None)
+        pair = Pair(name, others[0], own, there, place, known is not None)
         fit = _decided(draft, pair, candidates, _other_side(pair, targets, scheme), choices)
         if fit is not None and draft.target.convention == "flax":
             fit = _with_flattening(draft, pair, fit, of_type(rules, Flattened))
@@ -120,7 +68,7 @@ def plan_layers(draft: Draft, table: Table, rules: Sequence[Rule], *, scheme: st
     ]
 
 
-def _other_side(pair: _Pair, targets: Names, scheme: str | None) -> Side:
+def _other_side(pair: Pair, targets: Names, scheme: str | None) -> Side:
     recorded = targets.layer(pair.other)
     config = dict(recorded.config) if recorded is not None else {}
     if scheme is not None:
@@ -128,14 +76,14 @@ def _other_side(pair: _Pair, targets: Names, scheme: str | None) -> Side:
     return Side(pair.other_shapes, recorded.kind if recorded is not None else None, config)
 
 
-def _candidates(known: Layer | None, own: Mapping[str, Leaf], table: Table) -> list[_Candidate]:
+def _candidates(known: Layer | None, own: Mapping[str, Leaf], table: Table) -> list[Candidate]:
     """The layouts to be tried for a layer: its own, or all of them where nobody knows what it is."""
     if known is not None:
         kind = next((kind for kind in (known.cls, known.kind) if kind in table), None)
-        return [] if kind is None else [_Candidate(kind, table[kind], known)]
+        return [] if kind is None else [Candidate(kind, table[kind], known)]
     if not any("/" not in rel or rel.startswith("parametrizations/") for rel in own):
         return []
-    return [_Candidate(kind, layout, Layer(kind, kind)) for kind, layout in table.items()]
+    return [Candidate(kind, layout, Layer(kind, kind)) for kind, layout in table.items()]
 
 
 def _counterparts(layer: Name, draft: Draft, targets: Names, renames: Sequence[Rename]) -> list[Name]:
@@ -151,23 +99,23 @@ def _nowhere(layer: Name, targets: Names, renames: Sequence[Rename]) -> str:
 
 
 def _decided(
-    draft: Draft, pair: _Pair, candidates: Sequence[_Candidate], other: Side, choices: Sequence[_Choice]
-) -> _Fit | None:
+    draft: Draft, pair: Pair, candidates: Sequence[Candidate], other: Side, choices: Sequence[_Choice]
+) -> Fit | None:
     """The one layout that a pair has. If there is none, or more than one, that is said, and None returned."""
-    fits, misfits = _tried(pair, candidates, other)
+    fits, misfits = tried(pair, candidates, other)
     if not pair.is_known:
-        fits += [as_is for fit in fits if (as_is := _as_is(fit, pair)) is not None]
+        fits += [as_is for fit in fits if (as_is := as_it_is(fit, pair)) is not None]
     fits = _chosen(fits, [choice for choice in choices if match_name(choice.rule.layers, pair.name) is not None])
     if not fits:
         if pair.is_known and misfits:
             draft.mismatched.append(f"{text_of(pair.name)}, to {text_of(pair.other)}: {'; '.join(misfits)}")
             _tell_once(draft, pair, pair.own, pair.there)
         return None
-    different = _different(fits, pair.shapes)
-    if len(different) == 1:
-        return different[0]
-    draft.ambiguous.append(_ambiguity(pair, different))
-    moves = [move for fit in different for move in fit.variant.moves]
+    distinct = different(fits, pair.shapes)
+    if len(distinct) == 1:
+        return distinct[0]
+    draft.ambiguous.append(ambiguity(pair, distinct))
+    moves = [move for fit in distinct for move in fit.variant.moves]
     _tell_once(
         draft,
         pair,
@@ -177,12 +125,12 @@ def _decided(
     return None
 
 
-def _with_flattening(draft: Draft, pair: _Pair, fit: _Fit, rules: Sequence[Flattened]) -> _Fit | None:
+def _with_flattening(draft: Draft, pair: Pair, fit: Fit, rules: Sequence[Flattened]) -> Fit | None:
     """The layout of a linear layer that may read a flattened image; None if that has to be declared first."""
     rule = declared(pair.name, rules)
     if rule is not None and rule.shape:
         try:
-            return _Fit(fit.kind, flattened_variant(fit.variant, pair.shapes, rule.shape))
+            return Fit(fit.kind, flattened_variant(fit.variant, pair.shapes, rule.shape))
         except ValueError as error:
             draft.mismatched.append(f"{text_of(pair.name)}, with the rule {rule}: {error}")
             _tell_once(draft, pair, pair.own, pair.there)
@@ -203,7 +151,7 @@ def _with_flattening(draft: Draft, pair: _Pair, fit: _Fit, rules: Sequence[Flatt
     return None
 
 
-def _chosen(fits: list[_Fit], choices: Sequence[_Choice]) -> list[_Fit]:
+def _chosen(fits: list[Fit], choices: Sequence[_Choice]) -> list[Fit]:
     """Those of the layouts that a rule chooses; all of them, if none does."""
     for choice in choices:
         chosen = [fit for fit in fits if fit.variant.name == choice.rule.variant]
@@ -214,119 +162,13 @@ def _chosen(fits: list[_Fit], choices: Sequence[_Choice]) -> list[_Fit]:
     return fits
 
 
-def _tried(pair: _Pair, candidates: Sequence[_Candidate], other: Side) -> tuple[list[_Fit], list[str]]:
-    """The layouts that fit, and why others do not."""
-    fits: list[_Fit] = []
-    misfits: dict[str, None] = {}
-    for candidate in candidates:
-        layer = candidate.layer
-        try:
-            variants = candidate.layout(Side(pair.shapes, layer.kind, layer.config), other)
-        except ValueError as error:
-            misfits[f"{candidate.kind}: {error}"] = None
-            continue
-        for variant in variants:
-            if not variant.moves and not pair.is_known:
-                # Nothing of the layer is in it.
-                continue
-            problem = _misfit(variant, pair)
-            if problem is None:
-                fits.append(_Fit(candidate.kind, variant))
-            else:
-                misfits[f"{variant.name}: {problem}"] = None
-    return fits, list(misfits)
-
-
-def _tell_once(draft: Draft, pair: _Pair, sources: Iterable[str], targets: Iterable[str]) -> None:
+def _tell_once(draft: Draft, pair: Pair, sources: Iterable[str], targets: Iterable[str]) -> None:
     """Leaves of which it was said what is wrong are not also said to be left over; those of layers within are."""
     draft.sources.update(pair.own[rel].name for rel in sources if "/" not in rel)
     draft.targets.update(pair.there[rel].name for rel in targets if "/" not in rel)
 
 
-def _misfit(variant: Variant, pair: _Pair) -> str | None:
-    """Why a variant does not go with what is there, or None if it does."""
-    shapes, others = pair.shapes, pair.other_shapes
-    moved = [rel for move in variant.moves for rel in move.sources]
-    absent = [rel for rel in (*moved, *variant.drops) if rel not in shapes]
-    if absent:
-        return f"there is no {', '.join(absent)}"
-    reached = [rel for move in variant.moves for rel in move.targets]
-    absent = [rel for rel in (*reached, *variant.fills) if rel not in others]
-    if absent:
-        return f"the other side has no {', '.join(absent)}"
-    for move in variant.moves:
-        before = [shapes[rel] for rel in move.sources]
-        wanted = [others[rel] for rel in move.targets]
-        try:
-            after = result_shapes(move.operations, before)
-        except ValueError as error:
-            return str(error)
-        if after != wanted:
-            texts = [", ".join(str(list(shape)) for shape in each) for each in (before, after, wanted)]
-            return f"{', '.join(move.sources)} of {texts[0]} come to {texts[1]}, and there is {texts[2]}"
-    return None
-
-
-def _as_is(fit: _Fit, pair: _Pair) -> _Fit | None:
-    """The same leaves without any operation, if that is possible too."""
-    moves = tuple(Move(move.sources, move.targets) for move in fit.variant.moves)
-    plain = Variant("as it is", moves, fit.variant.drops, fit.variant.fills)
-    return _Fit("as it is", plain) if _misfit(plain, pair) is None else None
-
-
-def _different(fits: Sequence[_Fit], shapes: _Shapes) -> list[_Fit]:
-    """The fits that do not come to the same, the first of each."""
-    if len(fits) == 1:
-        return list(fits)
-    found: list[tuple[_Fit, Mapping[str, AnyArray]]] = []
-    for fit in fits:
-        effect = _effect(fit.variant, shapes)
-        if not any(_same(effect, each) for _, each in found):
-            found.append((fit, effect))
-    # One that leaves out what another one takes is not the layer that is here.
-    most = max(len(effect) for _, effect in found)
-    return [fit for fit, effect in found if len(effect) == most]
-
-
-def _effect(variant: Variant, shapes: _Shapes) -> Mapping[str, AnyArray]:
-    """What a variant makes of arrays that are numbered through."""
-    start = 1
-    numbered: dict[str, AnyArray] = {}
-    for rel, shape in shapes.items():
-        size = math.prod(shape)
-        numbered[rel] = np.arange(start, start + size, dtype=np.float64).reshape(shape)
-        start += size
-    return {
-        rel: array
-        for move in variant.moves
-        for rel, array in zip(move.targets, run(move.operations, [numbered[rel] for rel in move.sources]), strict=True)
-    }
-
-
-def _same(a: Mapping[str, AnyArray], b: Mapping[str, AnyArray]) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[rel], b[rel]) for rel in a)
-
-
-def _ambiguity(pair: _Pair, fits: Sequence[_Fit]) -> str:
-    lines: list[str] = []
-    for fit in fits:
-        moves = [
-            f"{', '.join(move.sources)} → {', '.join(move.targets)}: {describe_operations(move.operations)}"
-            for move in fit.variant.moves
-            if move.operations
-        ]
-        lines.append(f"{fit}: {'; '.join(moves) or 'as it is'}")
-    owned = ", ".join(f"{rel}{list(shape)}" for rel, shape in list(pair.shapes.items())[:6])
-    name = text_of(pair.name)
-    kinds = [fit.kind.removeprefix("torch.nn.") for fit in fits if fit.kind != fit.variant.name]
-    rule = f'Choose("{name}", "{fits[0].variant.name}")' if pair.is_known else f'Kind("{name}", "{kinds[0]}")'
-    return (
-        f"{name or 'the model itself'} ({owned}) admits {len(fits)} layouts; decide with a rule such as {rule}:\n"
-        + "\n".join(f"      {line}" for line in lines)
-    )
-
-
-def _add(draft: Draft, pair: _Pair, fit: _Fit, stacked: Stacked) -> None:
+def _add(draft: Draft, pair: Pair, fit: Fit, stacked: Stacked) -> None:
     reason = f"{fit}" if pair.is_known else f"the only layout that fits: {fit}"
     variant = fit.variant
     for move in variant.moves:

@@ -54,7 +54,7 @@ def leaves_of(tree: object) -> Iterator[FoundLeaf]:
         stack.extend((child, path if step is None else (*path, step)) for step, child in reversed(children))
 
 
-_LEAVES = frozenset([str, bytes, bool, int, float, complex, type(None), type(...), np.ndarray, ArrayRef])
+_LEAVES = frozenset([str, bytes, bool, int, float, complex, type(None), type(...), np.ndarray, ArrayRef, ArraySource])
 
 
 def children_of(value: Any, expand: Expand) -> list[tuple[Step | None, object]] | None:

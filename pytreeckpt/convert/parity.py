@@ -17,8 +17,9 @@ import numpy as np
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.convert.applying import convert_arrays
 from pytreeckpt.convert.leaves import array_of, leaves_of, plain_path, values_by_path
-from pytreeckpt.convert.operations import of_moment, same_bits
+from pytreeckpt.convert.operations import of_moment
 from pytreeckpt.convert.records import Entry
+from pytreeckpt.convert.values import same_bits
 from pytreeckpt.paths import Path
 
 if TYPE_CHECKING:

@@ -16,7 +16,6 @@ from pytreeckpt.convert.leaves import abstract_leaves, plain_path
 from pytreeckpt.convert.leftovers import Leftovers
 from pytreeckpt.convert.lookup import Names, possible_names, renamed
 from pytreeckpt.convert.names import text_of
-from pytreeckpt.convert.operations import dtype_named, is_float
 from pytreeckpt.convert.optimizers import ROWS, OptimizerPlan, Row, extended, plan_optimizers
 from pytreeckpt.convert.plan import Plan
 from pytreeckpt.convert.problems import Problems
@@ -26,6 +25,7 @@ from pytreeckpt.convert.rules import Rename, Rule, Waive, of_type
 from pytreeckpt.convert.schemes import named_target
 from pytreeckpt.convert.ties import plan_ties
 from pytreeckpt.convert.training_steps import plan_training_step
+from pytreeckpt.convert.values import dtype_named, is_float
 from pytreeckpt.errors import StructureMismatchError
 from pytreeckpt.paths import DictKey
 

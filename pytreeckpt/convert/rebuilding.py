@@ -11,11 +11,15 @@ from pytreeckpt.adapters import Adapter, active_adapters
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.build import Builder
 from pytreeckpt.convert.leaves import children_of, leaf_at, plain_path
+from pytreeckpt.errors import UnsupportedTypeError
 from pytreeckpt.expand import make_expand
+from pytreeckpt.flatten import Expand
 from pytreeckpt.objects import ClassKind, Expansion
 from pytreeckpt.paths import DictKey, Field, Index, Path, Step
 from pytreeckpt.references import ArrayRef
 from pytreeckpt.template import is_number, number_for
+
+Place = Callable[[Path, Any], object]
 
 
 def rebuilt(tree: object, arrays: Mapping[Path, AnyArray], *, to: str = "auto") -> Any:
@@ -23,36 +27,48 @@ def rebuilt(tree: object, arrays: Mapping[Path, AnyArray], *, to: str = "auto") 
     device, or the same kind of number; `to`: or all as another framework's. Leaves without one stay as they are.
     """
     by_path = {plain_path(path): array for path, array in arrays.items()}
-    place = _Placing(to)
+    placing = _Placing(to)
+
+    def place(path: Path, value: object) -> object:
+        array = by_path.get(plain_path(path))
+        return value if array is None else placing.leaf(value, array)
+
+    return mapped(tree, place)
+
+
+def mapped(tree: object, place: Place) -> Any:
+    """The tree with what `place` gives for the path and value of each leaf; containers of which nothing changes are
+    the same objects.
+    """
+    adapters = active_adapters()
     expand = make_expand()
-    # Children before parents: what is done when both are there is a frame with a function.
+    # Children before parents: what is done when all of them are there is a frame with a function.
     done: list[Any] = []
-    stack: list[tuple[Any, tuple[Step, ...] | Callable[[list[Any]], None]]] = [(tree, ())]
+    stack: list[tuple[Any, tuple[Step, ...] | Callable[[], None]]] = [(tree, ())]
     while stack:
         value, path = stack.pop()
         if callable(path):
-            path(done)
+            path()
             continue
-        plain = plain_path(Path(path))
-        if plain in by_path:
-            done.append(place.leaf(value, by_path[plain]))
-            continue
-        children = children_of(value, expand)
-        if not children:
+        # Abstract leaves cannot be expanded.
+        is_leaf = leaf_at(Path(), value, adapters, expand) is not None
+        children = None if is_leaf else children_of(value, expand)
+        if children is None:
+            done.append(place(Path(path), value))
+        elif not children:
             done.append(value)
-            continue
-        stack.append((None, _finisher(value, children, expand)))
-        stack.extend((child, path if step is None else (*path, step)) for step, child in reversed(children))
+        else:
+            stack.append((None, _finisher(done, value, children, expand)))
+            stack.extend((child, path if step is None else (*path, step)) for step, child in reversed(children))
     return done[0]
 
 
 def _finisher(
-    value: Any, children: Sequence[tuple[Step | None, object]], expand: Callable[[object], object]
-) -> Callable[[list[Any]], None]:
-    def finish(done: list[Any]) -> None:
-        place = len(done) - len(children)
-        new = done[place:]
-        del done[place:]
+    done: list[Any], value: Any, children: Sequence[tuple[Step | None, object]], expand: Expand
+) -> Callable[[], None]:
+    def finish() -> None:
+        new = done[-len(children) :]
+        del done[-len(children) :]
         if all(a is b for a, (_, b) in zip(new, children, strict=True)):
             done.append(value)
         elif type(value) is dict:
@@ -60,19 +76,18 @@ def _finisher(
         elif type(value) in {list, tuple}:
             done.append(type(value)(new))
         else:
-            done.append(_from_expansion(expand(value), new))
+            done.append(_rebuilt(value, expand, new))
 
     return finish
 
 
-def _from_expansion(expansion: Any, new: Sequence[Any]) -> object:
-    assert isinstance(expansion, Expansion)  # noqa: S101 - it was expanded before, and had children
-    rebuild = expansion.rebuild
-    if rebuild is None:
-        raise TypeError(f"a {expansion.type.name} cannot be made anew")
+def _rebuilt(value: object, expand: Expand, new: Sequence[Any]) -> object:
+    expansion = expand(value)
+    if not isinstance(expansion, Expansion) or expansion.rebuild is None:
+        raise UnsupportedTypeError(f"a {type(value).__name__} cannot be made anew")
     if expansion.type.class_kind is ClassKind.WRAPPER:
-        return rebuild([new[0], *expansion.children[1:]])
-    return rebuild(new)
+        return expansion.rebuild([new[0], *expansion.children[1:]])
+    return expansion.rebuild(new)
 
 
 _MAX_GAPS: Final = 16

@@ -28,8 +28,8 @@ from pytreeckpt.convert.operations import (
     SumPair,
     Tie,
     Unstack,
-    result_shapes,
 )
+from pytreeckpt.convert.shapes import result_shapes
 from pytreeckpt.errors import PytreeckptError
 from pytreeckpt.geometry import Shape
 

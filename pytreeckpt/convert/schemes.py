@@ -15,9 +15,9 @@ from pytreeckpt.convert.layers import TABLES
 from pytreeckpt.convert.layers.variants import Side
 from pytreeckpt.convert.lookup import Names, is_sequential, layers_of, renamed, with_layers
 from pytreeckpt.convert.names import match_name, text_of
-from pytreeckpt.convert.operations import result_shapes
 from pytreeckpt.convert.records import Convention, Inventory, Leaf, Model, Name
 from pytreeckpt.convert.rules import Choose, Drop, Rename, Rule, of_type
+from pytreeckpt.convert.shapes import result_shapes
 from pytreeckpt.errors import StructureMismatchError
 from pytreeckpt.paths import DictKey, Index, Path, Step
 

@@ -11,7 +11,8 @@ from flax import nnx
 
 from pytreeckpt.convert.layers import TABLES
 from pytreeckpt.convert.layers.variants import Side, Variant
-from pytreeckpt.convert.operations import result_shapes, run
+from pytreeckpt.convert.running import run
+from pytreeckpt.convert.shapes import result_shapes
 from pytreeckpt_jax.layers import layers_of, linen_layers
 from pytreeckpt_torch.names import layers_of as torch_layers_of
 

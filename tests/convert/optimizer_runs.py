@@ -11,9 +11,10 @@ import pytreeckpt_jax as ptc_jax
 import pytreeckpt_torch as ptc_torch
 from pytreeckpt.convert.leaves import array_of, leaves_of
 from pytreeckpt.convert.names import steps_of
-from pytreeckpt.convert.operations import Permute, Split, inverse, run
+from pytreeckpt.convert.operations import Permute, Split, inverse
 from pytreeckpt.convert.optimizers import extended, plan_optimizers
 from pytreeckpt.convert.records import Entry, Inventory, Leaf, Model
+from pytreeckpt.convert.running import run
 from pytreeckpt.navigation import descend
 from pytreeckpt.paths import Path
 

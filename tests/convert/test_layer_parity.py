@@ -10,7 +10,7 @@ from flax import linen, nnx
 from torch.nn.utils import parametrizations
 
 from pytreeckpt.convert.layers import flattened_linear
-from pytreeckpt.convert.operations import run
+from pytreeckpt.convert.running import run
 from tests.convert.layers_side_by_side import (
     F64,
     KEY,

@@ -10,7 +10,9 @@ from hypothesis import strategies as st
 
 from pytreeckpt.convert.layers import TABLES, flattened_linear
 from pytreeckpt.convert.layers.variants import Side
-from pytreeckpt.convert.operations import inverse, of_moment, result_shapes, run
+from pytreeckpt.convert.operations import inverse, of_moment
+from pytreeckpt.convert.running import run
+from pytreeckpt.convert.shapes import result_shapes
 
 LINEN, NNX, EQUINOX = Side({}, config={"scheme": "linen"}), Side({}, config={"scheme": "nnx"}), Side({})
 OTHERS = [("flax", LINEN), ("flax", NNX), ("equinox", EQUINOX)]

@@ -34,17 +34,15 @@ from pytreeckpt.convert.operations import (
     SumPair,
     Tie,
     Unstack,
-    cast_to,
     describe_operations,
-    dtype_named,
     inverse,
     inverse_of,
     of_moment,
-    result_shapes,
-    run,
-    same_bits,
 )
 from pytreeckpt.convert.records import Entry
+from pytreeckpt.convert.running import run
+from pytreeckpt.convert.shapes import result_shapes
+from pytreeckpt.convert.values import cast_to, dtype_named, same_bits
 from pytreeckpt.paths import DictKey, Path
 
 DTYPES = [np.dtype(np.float32), np.dtype(np.float64), np.dtype(np.float16), np.dtype(ml_dtypes.bfloat16)]

@@ -30,10 +30,10 @@ from pytreeckpt.convert.operations import (
     SumPair,
     Tie,
     inverse,
-    same_bits,
 )
 from pytreeckpt.convert.optimizers import ROWS, NewLeaf, Recipe, Row, Slot, State, extended, plan_optimizers, recipe_of
 from pytreeckpt.convert.records import Entry
+from pytreeckpt.convert.values import same_bits
 from pytreeckpt.navigation import descend
 from pytreeckpt.paths import Path
 from pytreeckpt_jax.optimizers import transformation

@@ -10,8 +10,8 @@ import pytreeckpt_jax as ptc_jax
 import pytreeckpt_torch as ptc_torch
 from pytreeckpt import convert
 from pytreeckpt.convert.leaves import array_of, leaves_of
-from pytreeckpt.convert.operations import same_bits
 from pytreeckpt.convert.optimizers import recipe_of
+from pytreeckpt.convert.values import same_bits
 from pytreeckpt.navigation import descend
 from pytreeckpt.paths import DictKey, Path
 from pytreeckpt_jax.optimizers import transformation

@@ -8,7 +8,8 @@ from typing import Final
 
 from pytreeckpt.convert.layers.sides import contradicts, scheme_of
 from pytreeckpt.convert.layers.variants import Layout, Move, Side, Variant
-from pytreeckpt.convert.operations import Flip, Operations, Permute, result_shapes
+from pytreeckpt.convert.operations import Flip, Operations, Permute
+from pytreeckpt.convert.shapes import result_shapes
 from pytreeckpt.geometry import Shape
 
 

@@ -22,10 +22,10 @@ from pytreeckpt.convert.operations import (
     Tie,
     describe_operation,
     of_moment,
-    result_shapes,
 )
 from pytreeckpt.convert.optimizers.table import Slot
 from pytreeckpt.convert.records import Entry, Leaf, Quantity
+from pytreeckpt.convert.shapes import result_shapes
 from pytreeckpt.dtypes import AnyDType
 from pytreeckpt.paths import Path
 
