@@ -163,7 +163,8 @@ class Checkpoint:
 
     def read_region(self, array: int, selection: Selection) -> AnyArray:
         """A basic selection of an array, as an array of numpy, of rank 0 for one item; reads only the chunks that its
-        bounding box touches, and of a foreign file only the bytes of that box, without checks.
+        bounding box touches; of a foreign file only the bytes of that box, with its checksums if that is the whole
+        array.
         """
         entry = self.index.arrays[array]
         box, rest = bounding_box(entry.shape, selection)

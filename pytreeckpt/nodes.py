@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
-from typing import Final
+from typing import Final, NamedTuple
 
 import numpy as np
 
@@ -130,24 +130,23 @@ def check_first_use(references: list[int], n_entries: int, *, rule: str, what: s
         )
 
 
-@dataclass(frozen=True, slots=True)
-class Visit:
+class Visit(NamedTuple):
     """A node met by `walk`: where it is in `kinds`, its path, its entry in the column of its payload (or −1), how many
     children are visited (none of a set or an atomic object), and whether it is an attribute of a wrapper rather
-    than part of the tree.
+    than part of the tree. A tuple, because there is one for each node, and these are quickly made.
     """
 
     position: int
     kind: int
     path: tuple[Step, ...]
     entry: int
-    count: int
+    n_children: int
     attribute: bool
 
     @property
     def is_leaf(self) -> bool:
         """Whether nothing below it is visited: leaves, sets and atomic objects as a whole, and empty containers."""
-        return self.count == 0
+        return self.n_children == 0
 
 
 class _Cursors:

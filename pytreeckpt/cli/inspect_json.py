@@ -129,7 +129,7 @@ def _records(outline: Outline, position: int, statistics: Mapping[int, Statistic
 def _is_wrapper(outline: Outline, visit: Visit) -> bool:
     return (
         visit.kind == n.OBJECT
-        and visit.count > 0
+        and visit.n_children > 0
         and outline.nodes.types[outline.nodes.objects[visit.entry]].class_kind is ClassKind.WRAPPER
     )
 
@@ -156,7 +156,7 @@ def _content(outline: Outline, visit: Visit) -> Record:
     if kind in {n.SET, n.FROZENSET}:
         return {"kind": KIND_NAMES[kind], "items": encode_items(outline, visit.position)}
     if kind != n.OBJECT:
-        return {"kind": KIND_NAMES[kind], "length": visit.count}
+        return {"kind": KIND_NAMES[kind], "length": visit.n_children}
     type_ = outline.nodes.types[outline.nodes.objects[visit.entry]]
     if visit.is_leaf:
         return encode_object(outline, visit.position)

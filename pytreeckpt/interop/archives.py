@@ -6,17 +6,24 @@ from __future__ import annotations
 
 import threading
 import zlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytreeckpt.errors import CorruptionError, LimitError
+from pytreeckpt.interop.foreign import Check
 from pytreeckpt.interop.zip_directory import STORED, Entry, data_start, entries_of
 from pytreeckpt.limits import current_limits
 from pytreeckpt.reading import RangedSource, read
 
 # So much of a compressed member is unpacked without the rest.
 _BEGINNING_NBYTES: Final = 64 << 10
+# So many unpacked members are kept: one for each thread that may be within one, so that none is unpacked for each part
+# of it, while who reads slices of thousands does not end with all of them in memory.
+_KEPT: Final = 8
+# So much is read at a time to be checked.
+_CHECKED_NBYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +40,14 @@ class Window:
         self.source.read_into(self.start + offset, buffers)
 
 
-@dataclass(frozen=True, slots=True)
-class Member:
-    """A member of an archive: its name, its bytes (`nbytes` of them, unpacked), and the CRC-32 that it should have."""
+class Member(NamedTuple):
+    """A member of an archive: its name, its bytes (`nbytes` of them, unpacked), and the CRC-32 that these should have;
+    None in an archive that keeps none.
+    """
 
     name: str
-    source: RangedSource
-    crc32: int
+    source: Stored | Deflated
+    crc32: int | None
     nbytes: int
 
 
@@ -56,6 +64,10 @@ class Stored:
         self._start: int | None = None
         self.nbytes = entry.packed
 
+    def check_header(self) -> None:
+        """Raise `CorruptionError` if the header is not that of the member."""
+        self._start = data_start(self._source, self._entry)
+
     @property
     def window(self) -> Window:
         """The part of the archive that they are. Raises `CorruptionError` if the header is not that of the member."""
@@ -68,29 +80,66 @@ class Stored:
         self.window.read_into(offset, buffers)
 
 
+class Unpacked:
+    """Those members of an archive that parts were read of: the last few, as each is a whole member in memory."""
+
+    __slots__ = ("_lock", "_members")
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._members: OrderedDict[int, bytes] = OrderedDict()
+
+    def get(self, header: int) -> bytes | None:
+        """The bytes of the member with its header there, if they are kept."""
+        with self._lock:
+            if header in self._members:
+                self._members.move_to_end(header)
+            return self._members.get(header)
+
+    def keep(self, header: int, unpacked: bytes) -> None:
+        """Keep these, and not what was used longest ago."""
+        with self._lock:
+            self._members[header] = unpacked
+            while len(self._members) > _KEPT:
+                self._members.popitem(last=False)
+
+    def drop(self, header: int) -> None:
+        """Keep it no longer."""
+        with self._lock:
+            self._members.pop(header, None)
+
+
 class Deflated:
     """The bytes of a compressed member. Who reads parts of it has it unpacked once, and kept until its end was read."""
 
-    __slots__ = ("_entry", "_lock", "_packed", "_unpacked", "nbytes")
+    __slots__ = ("_entry", "_kept", "_lock", "_packed", "nbytes")
 
-    def __init__(self, source: RangedSource, entry: Entry) -> None:
+    def __init__(self, source: RangedSource, entry: Entry, kept: Unpacked) -> None:
         self._entry = entry
         self._packed = Stored(source, entry)
         self._lock = threading.Lock()
-        self._unpacked: bytes | None = None
+        self._kept = kept
         self.nbytes = entry.nbytes
+
+    def check_header(self) -> None:
+        """Raise `CorruptionError` if the header is not that of the member."""
+        self._packed.check_header()
 
     def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
         """Copy from the unpacked bytes. Raises `CorruptionError` if these are damaged."""
         end = _check_range(self.nbytes, offset, buffers)
+        header = self._entry.header
         with self._lock:
-            unpacked = self._unpacked
+            unpacked = self._kept.get(header)
             if unpacked is None and end < self.nbytes and end <= _BEGINNING_NBYTES:
                 # Such as the header of a `.npy`, for which nobody wants to wait for the array behind it.
                 unpacked = self._beginning(end)
-            else:
-                unpacked = self._unpack() if unpacked is None else unpacked
-                self._unpacked = None if end == self.nbytes else unpacked
+            elif unpacked is None:
+                unpacked = self._unpack()
+                if end < self.nbytes:
+                    self._kept.keep(header, unpacked)
+            elif end == self.nbytes:
+                self._kept.drop(header)
         for buffer in buffers:
             buffer[:] = memoryview(unpacked)[offset : offset + len(buffer)]
             offset += len(buffer)
@@ -151,14 +200,38 @@ def members(source: RangedSource) -> Mapping[str, Member]:
     encryption and methods other than stored and deflated, and `LimitError` for a directory of too many bytes.
     """
     found: dict[str, Member] = {}
-    for entry in entries_of(source):
+    kept = Unpacked()
+    entries = entries_of(source)
+    # As torch.serialization.set_crc32_options(False) has torch.save write them.
+    has_checks = any(entry.crc32 for entry in entries)
+    for entry in entries:
         if entry.name in found:
             raise CorruptionError(f"the archive has two members called {entry.name!r}", rule="zip")
         if entry.name.endswith("/") and not entry.nbytes:
             continue
-        content = Stored(source, entry) if entry.method == STORED else Deflated(source, entry)
-        found[entry.name] = Member(entry.name, content, entry.crc32, entry.nbytes)
+        content = Stored(source, entry) if entry.method == STORED else Deflated(source, entry, kept)
+        found[entry.name] = Member(entry.name, content, entry.crc32 if has_checks else None, entry.nbytes)
     return found
+
+
+def check_member(member: Member) -> None:
+    """Read all of a member that is understood when a file is opened, before it is. Raises `CorruptionError` if its
+    bytes are not those that its checksum is of.
+    """
+    if member.crc32 is None:
+        return
+    crc32 = 0
+    for start in range(0, member.nbytes, _CHECKED_NBYTES):
+        crc32 = zlib.crc32(read(member.source, start, min(_CHECKED_NBYTES, member.nbytes - start)), crc32)
+    if crc32 != member.crc32:
+        raise CorruptionError(f"{member.name} is damaged: its CRC-32 does not match", rule="CRC-32")
+
+
+def checks_of(archive: Mapping[str, Member]) -> tuple[Check, ...]:
+    """The checksums that an archive keeps, of all of its members."""
+    return tuple(
+        [Check(name, member.source, member.crc32) for name, member in archive.items() if member.crc32 is not None]
+    )
 
 
 def _check_range(nbytes: int, offset: int, buffers: Sequence[memoryview]) -> int:

@@ -47,11 +47,14 @@ def _pairs(instance: Instance, ledger: Ledger) -> tuple[list[Any], list[Any]] | 
             keys, values = [item[0] for item in items], [item[1] for item in items]
         case _:
             return None
-    return keys + instance.pairs[::2], values + instance.pairs[1::2]
+    return [*keys, *instance.pairs[::2]], [*values, *instance.pairs[1::2]]
 
 
 def _dict_like(build: Callable[[dict[Any, Any]], object], name: str) -> Finish:
     def finish(instance: Instance, ledger: Ledger) -> object:
+        if instance.is_bare and not instance.args:
+            # As the hooks of each tensor of torch.
+            return build({})
         pairs = _pairs(instance, ledger)
         if pairs is None or instance.elements or instance.keywords:
             return UNFIT
@@ -62,15 +65,19 @@ def _dict_like(build: Callable[[dict[Any, Any]], object], name: str) -> Finish:
 
 
 def _drop_attributes(instance: Instance, ledger: Ledger, name: str) -> None:
-    """The tree has no place for attributes of containers; that torch puts versions of modules there is known."""
+    """The tree has no place for attributes of containers. The one that every state dict of torch has, with the versions
+    of its modules, is told by name.
+    """
     for state in instance.states:
-        if not (type(state) is dict and state.keys() <= {"_metadata"}):
+        if type(state) is dict and state.keys() == {"_metadata"}:
+            ledger.remarks[f"the _metadata of a {name}, the versions of torch's modules, was left out"] += 1
+        elif state != {}:
             ledger.remarks[f"the attributes of a {name} were left out"] += 1
 
 
 def _default_dict(instance: Instance, ledger: Ledger) -> object:
     # The factory is code.
-    rest = Instance(instance.callee, instance.args[1:], instance.offset, None, instance.states, [], instance.pairs)
+    rest = Instance(instance.callee, instance.args[1:], instance.offset, None, instance.states, pairs=instance.pairs)
     if instance.elements or instance.keywords:
         return UNFIT
     return _dict_like(default_dict, "collections:defaultdict")(rest, ledger)

@@ -44,6 +44,12 @@ def raw_source(raw: object) -> tuple[RangedSource, int, int] | None:
 
 def shape_of(value: object) -> tuple[int, ...] | None:
     """A shape as numpy and torch pickle it, or None for what is none."""
+    if type(value) is tuple and len(value) <= MAX_RANK:
+        # The most by far.
+        for extent in value:
+            if type(extent) is not int or not 0 <= extent < 1 << 63:
+                return None
+        return value
     if isinstance(value, Record) and record_expansion(value).type.name == "torch.Size":
         value = fields_of(value)["shape"]
     if not isinstance(value, tuple | list) or len(value) > MAX_RANK:

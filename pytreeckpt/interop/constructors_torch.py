@@ -16,6 +16,7 @@ from typing import Any, Final
 import numpy as np
 
 from pytreeckpt.arrays import AnyArray
+from pytreeckpt.dtypes import AnyDType
 from pytreeckpt.interop.constructors_numpy import NUMPY, shape_of
 from pytreeckpt.interop.constructors_torch_kinds import (
     rebuild_meta_tensor,
@@ -23,7 +24,7 @@ from pytreeckpt.interop.constructors_torch_kinds import (
     rebuild_qtensor,
     rebuild_sparse_tensor,
 )
-from pytreeckpt.interop.foreign import ForeignArray, read_whole
+from pytreeckpt.interop.foreign import Change, ForeignArray, Piece
 from pytreeckpt.interop.pickle_values import UNFIT, Finish, Global, Instance, Ledger, Vocabulary
 from pytreeckpt.interop.torch_storages import (
     DTYPE_NAMES,
@@ -57,54 +58,53 @@ def _rebuild_tensor(instance: Instance, _ledger: Ledger) -> object:
     return _strided(storage_of(storage), offset, size, stride)
 
 
-def _strided(storage: Storage, offset: object, size: object, stride: object, **more: Any) -> Record:
-    name = more.get("dtype") or storage.dtype
+def _strided(
+    storage: Storage,
+    offset: object,
+    size: object,
+    stride: object,
+    *,
+    dtype: str | None = None,
+    requires_grad: object = False,
+    metadata: object = None,
+) -> Record:
+    name = dtype or storage.dtype
     if name in QUANTIZED:
         raise damaged(f"a tensor of {name} is without its scale")
-    return tensor(storage, offset, size, stride, **more)
+    return tensor(storage, offset, size, stride, dtype=name, requires_grad=requires_grad, metadata=metadata)
 
 
 def _rebuild_tensor_v2(instance: Instance, _ledger: Ledger) -> object:
     """`(storage, storage_offset, size, stride, requires_grad, backward_hooks, metadata=None)`."""
-    storage, offset, size, stride, requires_grad, _, *metadata = exactly(instance, 6, 7)
-    return _strided(
-        storage_of(storage),
-        offset,
-        size,
-        stride,
-        requires_grad=requires_grad,
-        metadata=metadata[0] if metadata else None,
-    )
+    args = exactly(instance, 6, 7)
+    metadata = args[6] if len(args) == 7 else None
+    return _strided(storage_of(args[0]), *args[1:4], requires_grad=args[4], metadata=metadata)
 
 
 def _rebuild_tensor_v3(instance: Instance, _ledger: Ledger) -> object:
     """`(storage, storage_offset, size, stride, requires_grad, backward_hooks, dtype, metadata=None)`."""
-    storage, offset, size, stride, requires_grad, _, dtype, *metadata = exactly(instance, 7, 8)
-    return _strided(
-        storage_of(storage),
-        offset,
-        size,
-        stride,
-        dtype=dtype_name(dtype),
-        requires_grad=requires_grad,
-        metadata=metadata[0] if metadata else None,
-    )
+    args = exactly(instance, 7, 8)
+    metadata = args[7] if len(args) == 8 else None
+    dtype = dtype_name(args[6])
+    return _strided(storage_of(args[0]), *args[1:4], dtype=dtype, requires_grad=args[4], metadata=metadata)
 
 
 def _rebuild_parameter(instance: Instance, ledger: Ledger) -> object:
     """`(data, requires_grad, backward_hooks)`, and with `_with_state`, `state`."""
-    data, requires_grad, _, *state = exactly(instance, 3, 4)
-    if state and _attributes_of(state[0]):
+    args = exactly(instance, 3, 4)
+    if len(args) == 4 and _attributes_of(args[3]):
         ledger.remarks["the attributes of a Parameter were left out"] += 1
-    return _parameter(data, requires_grad)
+    return _parameter(args[0], args[1])
 
 
 def _parameter(data: object, requires_grad: object) -> object:
     if type(requires_grad) is not bool:
         raise damaged("whether a Parameter requires a gradient is not True or False")
+    if not isinstance(data, Record):
+        return UNFIT
     match name_of(data):
         case "torch.Tensor" | "torch.nn.Parameter" | "torch.nn.Buffer":
-            return registered("torch.nn.Parameter", fields_in(data)["data"], requires_grad)
+            return registered("torch.nn.Parameter", data["data"], requires_grad)
         case "torch.PackedTensor":
             fields = {**fields_in(data), "requires_grad": requires_grad, "parameter": True}
             return registered("torch.PackedTensor", *fields.values())
@@ -159,7 +159,7 @@ def _buffer(inner: object, attributes: Mapping[str, Any], ledger: Ledger) -> obj
     return registered("torch.nn.Buffer", fields["data"], fields["requires_grad"], persistent)
 
 
-def _rebuild_device_tensor(instance: Instance, ledger: Ledger) -> object:
+def _rebuild_device_tensor(instance: Instance, _ledger: Ledger) -> object:
     """`(data, dtype, device, requires_grad)`: a tensor of a device, as an array or a tensor of the CPU."""
     data, dtype, _, requires_grad = exactly(instance, 4, 4)
     name = dtype_name(dtype)
@@ -168,14 +168,29 @@ def _rebuild_device_tensor(instance: Instance, ledger: Ledger) -> object:
         return UNFIT
     if items.dtype == NUMPY_OF[name]:
         return registered("torch.Tensor", items, requires_grad)
-    ledger.spend(items.nbytes)
-    return registered("torch.Tensor", _cast(items, name), requires_grad)
+    if not {items.dtype.newbyteorder("<"), NUMPY_OF[name]} <= _REAL:
+        return UNFIT
+    return registered("torch.Tensor", _cast(items, NUMPY_OF[name]), requires_grad)
 
 
-def _cast(items: ForeignArray, name: str) -> AnyArray:
-    # As `Tensor.to` would. XLA has bfloat16 so, by way of float32.
-    with np.errstate(all="ignore"):
-        return read_whole(items).astype(NUMPY_OF[name])
+# Those that numpy casts to each other, in silence.
+_REAL: Final = frozenset(dtype for name, dtype in NUMPY_OF.items() if not name.startswith(("complex", "float8_e8m0")))
+
+
+def _cast(array: ForeignArray, dtype: AnyDType) -> ForeignArray:
+    """The array with its items cast when they are read: of an old file it is not known yet where they are."""
+
+    def cast(items: AnyArray) -> AnyArray:
+        # As `Tensor.to` would. XLA has bfloat16 so, by way of float32.
+        with np.errstate(all="ignore"):
+            return items.astype(dtype)
+
+    def casting(piece: Piece) -> Piece:
+        stored, steps = piece.change or (array.dtype, ())
+        return piece._replace(change=Change(stored, (*steps, cast)))
+
+    # A copy, so an array of its own.
+    return ForeignArray(dtype, array.shape, tuple(map(casting, array.pieces)), ("torch", object()))
 
 
 def _old_tensor(instance: Instance, ledger: Ledger) -> object:

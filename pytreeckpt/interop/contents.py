@@ -70,10 +70,5 @@ def _folder_content(folder: LocalFolder, limits: Limits, *, index: str | None) -
 def _content(tree: ForeignTree, limits: Limits, nbytes: int, sources: Sequence[RangedSource]) -> Content:
     index, arrays = index_of(tree, limits)
     checks = {id(check.source): check for check in tree.checks}
-    notes = tree.notes
-    if checks and not any(check.crc32 for check in tree.checks):
-        # What torch.serialization.set_crc32_options(False) has torch.save write.
-        checks = {}
-        notes = (*notes, "all of its checksums are 0, so it was saved without any")
     reader = ForeignReader(index, Paths(index), arrays, checks)
-    return Content(tree.format, index, reader, nbytes, sources, None, notes, len(checks))
+    return Content(tree.format, index, reader, nbytes, sources, None, tree.notes, len(checks))

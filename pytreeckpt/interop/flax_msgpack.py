@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, NoReturn
 
 import numpy as np
@@ -18,15 +20,9 @@ import numpy as np
 from pytreeckpt import dtypes
 from pytreeckpt.dtypes import AnyDType, Descriptor
 from pytreeckpt.errors import CorruptionError, FormatVersionError, LimitError, UnsupportedTypeError
-from pytreeckpt.geometry import Shape, runs
-from pytreeckpt.interop.foreign import (
-    ForeignArray,
-    ForeignTree,
-    Piece,
-    contiguous,
-    contiguous_strides,
-    read_whole,
-)
+from pytreeckpt.geometry import Shape
+from pytreeckpt.index import MAX_RANK
+from pytreeckpt.interop.foreign import ForeignArray, ForeignTree, contiguous, read_whole
 from pytreeckpt.interop.msgpack_tokens import BIN, STR, Opened, Tokens, begins_with_text
 from pytreeckpt.limits import current_limits
 from pytreeckpt.reading import RangedSource
@@ -35,7 +31,6 @@ CHUNKED: Final = "__msgpack_chunked_array__"
 NDARRAY: Final = 1
 COMPLEX: Final = 2
 SCALAR: Final = 3
-_MAX_RANK: Final = 64
 _MAX_NAME_NBYTES: Final = 64
 
 
@@ -54,8 +49,8 @@ def read_flax_msgpack(source: RangedSource) -> ForeignTree:
     """
     reader = _Reader(source)
     tree = reader.tree()
-    if reader.window.at != source.nbytes:
-        raise _corrupt(reader.window.at, f"the tree ends here, and the file has {source.nbytes} bytes")
+    if reader.cursor.at != source.nbytes:
+        raise _corrupt(reader.cursor.at, f"the tree ends here, and the file has {source.nbytes} bytes")
     return ForeignTree("flax msgpack", tree)
 
 
@@ -65,7 +60,7 @@ class _Reader:
     def __init__(self, source: RangedSource) -> None:
         self.source = source
         self.tokens = Tokens(source, self.extension)
-        self.window = self.tokens.window
+        self.cursor = self.tokens.cursor
         self.depth = current_limits().depth
 
     def tree(self) -> object:
@@ -76,7 +71,7 @@ class _Reader:
             if isinstance(value, Opened):
                 if len(stack) + 1 >= self.depth:
                     raise LimitError(
-                        f"byte {self.window.at}: the tree is deeper than the limit of {self.depth} levels; "
+                        f"byte {self.cursor.at}: the tree is deeper than the limit of {self.depth} levels; "
                         "raise it with pytreeckpt.limits(depth=…)"
                     )
                 if value.left:
@@ -103,9 +98,9 @@ class _Reader:
 
     def check_key(self, mapping: dict[Any, Any], key: object) -> None:
         if type(key) not in {str, int, bytes}:
-            raise _corrupt(self.window.at, f"a key is a {type(key).__name__}; flax has texts, and msgpack few others")
+            raise _corrupt(self.cursor.at, f"a key is a {type(key).__name__}; flax has texts, and msgpack few others")
         if key in mapping:
-            raise _corrupt(self.window.at, f"the key {str(key)[:80]!r} stands twice in one dict")
+            raise _corrupt(self.cursor.at, f"the key {str(key)[:80]!r} stands twice in one dict")
 
     def close(self, container: Opened) -> object:
         if container.mapping is None:
@@ -113,7 +108,7 @@ class _Reader:
         return self.joined(container.mapping) if CHUNKED in container.mapping else container.mapping
 
     def extension(self, code: int, _nbytes: int) -> object:
-        at = self.window.at
+        at = self.cursor.at
         if code == COMPLEX:
             return self.complex_number()
         if code in {NDARRAY, SCALAR}:
@@ -129,23 +124,23 @@ class _Reader:
         match parts:
             case [float(real), float(imag)]:
                 return complex(real, imag)
-        raise _corrupt(self.window.at, "a complex number is not made of two floats")
+        raise _corrupt(self.cursor.at, "a complex number is not made of two floats")
 
     def plain(self, most: int) -> list[object]:
         """A short array of numbers and constants."""
         found = self.tokens.token()
         if not isinstance(found, Opened) or found.mapping is not None or found.left > most:
-            raise _corrupt(self.window.at, f"there is no array of at most {most} numbers")
+            raise _corrupt(self.cursor.at, f"there is no array of at most {most} numbers")
         return [self.tokens.token() for _ in range(found.left)]
 
     def array(self) -> ForeignArray:
-        at = self.window.at
+        at = self.cursor.at
         found = self.tokens.token()
         if not isinstance(found, Opened) or found.mapping is not None or found.left != 3:
             raise _corrupt(at, "an array is not made of shape, dtype and bytes")
-        shape = self.shape(self.plain(_MAX_RANK))
+        shape = self.shape(self.plain(MAX_RANK))
         dtype = _dtype(self.name(), at)
-        first = self.window.take(1)[0]
+        first = self.cursor.take(1)[0]
         if first in BIN:
             nbytes = self.tokens.number(BIN[first])
         elif first in STR or 0xA0 <= first <= 0xBF:
@@ -156,8 +151,8 @@ class _Reader:
         if nbytes != math.prod(shape) * dtype.itemsize:
             raise _corrupt(at, f"an array of {dtype}{list(shape)} has {nbytes} bytes")
         self.tokens.check_left(nbytes)
-        array = contiguous(self.source, self.window.at, dtype, shape)
-        self.window.skip(nbytes)
+        array = contiguous(self.source, self.cursor.at, dtype, shape)
+        self.cursor.skip(nbytes)
         return array
 
     def name(self) -> str:
@@ -165,14 +160,14 @@ class _Reader:
         if isinstance(found, bytes) and found.isascii():
             found = found.decode()
         if not isinstance(found, str) or len(found) > _MAX_NAME_NBYTES:
-            raise _corrupt(self.window.at, "the name of a dtype is no short text")
+            raise _corrupt(self.cursor.at, "the name of a dtype is no short text")
         return found
 
     def shape(self, extents: list[object]) -> Shape:
         shape: list[int] = []
         for extent in extents:
             if type(extent) is not int or not 0 <= extent < 1 << 63:
-                raise _corrupt(self.window.at, "an extent of a shape is no integer from 0 to 2**63 − 1")
+                raise _corrupt(self.cursor.at, "an extent of a shape is no integer from 0 to 2**63 − 1")
             shape.append(extent)
         return tuple(shape)
 
@@ -184,7 +179,7 @@ class _Reader:
 
     def joined(self, chunked: dict[Any, Any]) -> ForeignArray:
         """The array that flax cut into flat chunks."""
-        at = self.window.at
+        at = self.cursor.at
         match chunked:
             case {"__msgpack_chunked_array__": True, "shape": dict(extents), "chunks": dict(chunks)} if (
                 len(chunked) == 3
@@ -194,38 +189,55 @@ class _Reader:
                 _refuse_chunks(at)
         shape = self.shape([extents.get(str(axis)) for axis in range(len(extents))])
         parts = [chunks.get(str(number)) for number in range(len(chunks))]
-        pieces: list[Piece] = []
-        start = 0
+        begins: list[int] = []
+        offsets: list[int] = []
+        size = nbytes = 0
         dtype: AnyDType | None = None
-        if len(shape) > _MAX_RANK:
+        if len(shape) > MAX_RANK:
             _refuse_chunks(at)
         for part in parts:
             if not isinstance(part, ForeignArray) or len(part.shape) != 1 or part.dtype != (dtype or part.dtype):
                 _refuse_chunks(at)
             dtype = part.dtype
-            stop = start + part.shape[0]
-            if stop > math.prod(shape):
-                _refuse_chunks(at)
-            pieces += _pieces(part, shape, start, stop)
-            start = stop
-        if dtype is None or start != math.prod(shape):
+            size += part.shape[0]
+            if part.nbytes:
+                begins.append(nbytes)
+                offsets.append(part.pieces[0].offset)
+                nbytes += part.nbytes
+        if dtype is None or size != math.prod(shape):
             _refuse_chunks(at)
-        return ForeignArray(dtype, shape, tuple(pieces))
+        return contiguous(_Joined(self.source, begins, offsets, nbytes), 0, dtype, shape)
 
 
 _MORE: Final = object()
 
 
-def _pieces(chunk: ForeignArray, shape: Shape, start: int, stop: int) -> list[Piece]:
-    """Where the items `start` to `stop` of an array lie, which a chunk holds."""
-    found: list[Piece] = []
-    for piece in chunk.pieces:
-        for run in runs(shape, start, stop):
-            offset = piece.offset + run.start * chunk.dtype.itemsize
-            # The items of a run follow each other.
-            strides = contiguous_strides(run.box.shape, chunk.dtype.itemsize)
-            found.append(Piece(run.box, piece.source, offset, strides))
-    return found
+@dataclass(frozen=True, slots=True, eq=False)
+class _Joined:
+    """Runs of bytes of a source, as one source: chunks of an array follow each other whatever its shape is, while as
+    boxes of it, each would be in many parts.
+
+    `begins`: where each run begins in this source, ascending; `offsets`: where in the other; none is empty.
+    """
+
+    source: RangedSource
+    begins: Sequence[int]
+    offsets: Sequence[int]
+    nbytes: int
+
+    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
+        """Read what lies in each run."""
+        if offset < 0 or offset + sum(map(len, buffers)) > self.nbytes:
+            raise _corrupt(offset, f"more bytes were asked for than the {self.nbytes} of an array in chunks")
+        for buffer in buffers:
+            done = 0
+            while done < len(buffer):
+                at = bisect_right(self.begins, offset) - 1
+                end = self.begins[at + 1] if at + 1 < len(self.begins) else self.nbytes
+                part = buffer[done : done + end - offset]
+                self.source.read_into(self.offsets[at] + offset - self.begins[at], [part])
+                done += len(part)
+                offset += len(part)
 
 
 def _refuse_chunks(at: int) -> NoReturn:

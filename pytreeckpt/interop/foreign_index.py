@@ -14,7 +14,7 @@ from pytreeckpt.expand import expand_python
 from pytreeckpt.flatten import Expand, FlatTree, flatten
 from pytreeckpt.index import ArrayEntry, Chunks, Index
 from pytreeckpt.interop.foreign import ForeignArray, ForeignTree, contiguous
-from pytreeckpt.interop.layouts import array_source, check_array, transposed
+from pytreeckpt.interop.layouts import check_array, memory_axes, transposed
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import ARRAY, walk
 from pytreeckpt.objects import Expansion, check_registered
@@ -38,14 +38,16 @@ def index_of(foreign: ForeignTree, limits: Limits) -> tuple[Index, Mapping[int, 
     def expand(value: object) -> ArraySource | Expansion | None:
         if type(value) is not ForeignArray:
             return expand_python(value)
-        # The same object is the same array too. The tree keeps it, so that its id stays its own.
-        own = (ForeignArray, id(value))
-        identity = own if value.identity is None else (ForeignArray, value.shape, value.identity)
-        if found.setdefault(identity, value).pieces != value.pieces:
-            # What lies elsewhere is another array, whatever its name says.
-            found[own] = value
-            identity = own
-        return array_source(value, identity=identity)
+        # The same object is the same array too; and what has the same name lies in the same place. The tree keeps both,
+        # so that their ids stay their own.
+        name: Hashable = id(value)
+        if value.identity is not None:
+            places = [(id(piece.source), piece.offset) for piece in value.pieces]
+            name = (value.shape, value.identity, *places)
+        identity = (ForeignArray, name)
+        found.setdefault(identity, value)
+        # What it would be read by is not asked for.
+        return ArraySource(value.dtype, value.shape, (), memory_axes(value), identity=identity)
 
     flat = _flatten(foreign, limits, expand)
     for type_ in flat.nodes.types:
@@ -121,12 +123,18 @@ class _Dtypes:
         self.dtypes: list[AnyDType] = []
         self.descriptors: list[Descriptor] = []
         self._numbers: dict[Descriptor, int] = {}
+        # Those that were asked for, by their ids: numpy calls dtypes equal that have different descriptors.
+        self._seen: dict[int, tuple[AnyDType, int]] = {}
 
     def number(self, dtype: AnyDType) -> int:
         """The number of a dtype."""
+        seen = self._seen.get(id(dtype))
+        if seen is not None:
+            return seen[1]
         descriptor = describe(dtype)
         number = self._numbers.setdefault(descriptor, len(self.dtypes))
         if number == len(self.dtypes):
             self.dtypes.append(dtype)
             self.descriptors.append(descriptor)
+        self._seen[id(dtype)] = (dtype, number)
         return number

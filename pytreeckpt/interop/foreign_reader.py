@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Final, NamedTuple
 
@@ -18,7 +18,7 @@ import numpy as np
 from pytreeckpt.arrays import AnyArray, copy_items
 from pytreeckpt.dtypes import AnyDType
 from pytreeckpt.errors import CorruptionError, NotMappableError
-from pytreeckpt.geometry import Box
+from pytreeckpt.geometry import Box, whole
 from pytreeckpt.index import Index
 from pytreeckpt.interop.archives import Deflated, located
 from pytreeckpt.interop.checksums import combine
@@ -67,13 +67,14 @@ class _Outcome(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class ForeignReader:
     """`stored`: the arrays that are not in the index, by number, in stored order; `checks`: by the id of the source
-    that each is of.
+    that each is of; `compared`: which of these were, and matched, when a region was read.
     """
 
     index: Index
     paths: Paths
     stored: Mapping[int, ForeignArray]
     checks: Mapping[int, Check]
+    compared: set[int] = field(default_factory=set)
 
     def arrays(
         self,
@@ -110,15 +111,21 @@ class ForeignReader:
         return arrays
 
     def region(self, array: int, region: Box) -> AnyArray:
-        """A region of an array in stored order; reads only what lies in it, of which there is no checksum."""
+        """A region of an array in stored order. Of a part of one, reads only what lies in it, of which there is no
+        checksum. With all of one, the checksums of all sources that it lies in are compared, unless they were: of many
+        arrays in one source, each would read all of it.
+        """
         out = allocate(region.shape, self.index.dtypes[self.index.arrays[array].dtype])
         if array not in self.stored:
             copy_items(out, inline_array(self.index, array)[region.selection])
             return out
-        items = cropped(self.stored[array], region)
-        for outcome in self._read([_Part(array, *part) for part in _split(items, out)]):
+        items = self.stored[array]
+        checks = self._checks_of(items) - self.compared if region == whole(items.shape) else set()
+        parts = self._checked_parts({array: out}) if checks else _parts(array, cropped(items, region), out)
+        for outcome in self._read(list(parts)):
             if outcome.error is not None:
                 raise outcome.error
+        self.compared.update(checks)
         return out
 
     def mapped(self, wanted: Sequence[int], *, verify: bool) -> dict[int, AnyArray]:
@@ -164,7 +171,7 @@ class ForeignReader:
         for array in wanted:
             items = self.stored.get(array)
             if items is not None and not all(id(piece.source) in self.checks for piece in items.pieces):
-                parts += [_Part(array, part) for part, _ in _split(items, None)]
+                parts += _parts(array, items, None)
         for outcome in self._read(parts, progress=progress, advice=""):
             if outcome.error is not None:
                 yield outcome.error
@@ -189,8 +196,7 @@ class ForeignReader:
 
     def _parts(self, outs: Mapping[int, AnyArray | None]) -> Iterator[_Part]:
         for array, out in outs.items():
-            for part in _split(self.stored[array], out):
-                yield _Part(array, *part)
+            yield from _parts(array, self.stored[array], out)
 
     def _checked_parts(self, outs: Mapping[int, AnyArray | None]) -> Iterator[_Part]:
         """As `_parts`, and with what else must be read for the checks of all sources that the arrays lie in."""
@@ -199,8 +205,7 @@ class ForeignReader:
             items = self.stored[array]
             check = self._check_of(items) if out is None or out.flags.c_contiguous else None
             if check is None or id(check.source) in seen:
-                for part in _split(items, out):
-                    yield _Part(array, *part)
+                yield from _parts(array, items, out)
                 continue
             seen.add(id(check.source))
             yield from _around(check, array, items, out)
@@ -220,7 +225,8 @@ class ForeignReader:
         """All bytes that checks are of. `numbers`: an array for each id of a source, for errors."""
         for number, array in numbers.items():
             if number in self.checks:
-                yield from _bytes_of(self.checks[number], array, 0, self.checks[number].source.nbytes)
+                check = self.checks[number]
+                yield from _ended([*_bytes_of(check, array, 0, check.source.nbytes)])
 
     def _first_arrays(self, arrays: Iterable[int]) -> dict[int, int]:
         """For the id of each source that these arrays lie in: the first of them."""
@@ -229,6 +235,10 @@ class ForeignReader:
             for piece in self.stored[array].pieces:
                 first.setdefault(id(piece.source), array)
         return first
+
+    def _checks_of(self, items: ForeignArray) -> set[int]:
+        """The ids of the sources that an array lies in, of which there are checks."""
+        return {id(piece.source) for piece in items.pieces} & self.checks.keys()
 
     # Reading it.
 
@@ -266,6 +276,12 @@ class ForeignReader:
         return CorruptionError(f"leaf {leaf or 'at the root'}: {error}{advice}", rule=error.rule, leaf=leaf)
 
 
+def _parts(array: int, items: ForeignArray, out: AnyArray | None) -> Iterator[_Part]:
+    """An array in parts without a check."""
+    for part in _split(items, out):
+        yield _Part(array, *part)
+
+
 def _split(items: ForeignArray, out: AnyArray | None) -> Iterator[tuple[ForeignArray, AnyArray | None]]:
     """An array in the parts that are read at a time."""
     # A compressed member is unpacked anew by whoever asks for a part of it after its end was read.
@@ -277,22 +293,25 @@ def _around(check: Check, array: int, items: ForeignArray, out: AnyArray | None)
     """The parts of an array, and what lies before and after it in the source that the check is of."""
     begin = items.pieces[0].offset
     end = begin + items.nbytes
-    parts = [*_bytes_of(check, -1, 0, begin)]
-    parts += [_Part(array, part, of_out, check) for part, of_out in _split(items, out)]
-    parts += _bytes_of(check, -1, end, check.source.nbytes)
+    parts = [_Part(array, part, of_out, check) for part, of_out in _split(items, out)]
+    if begin:
+        parts = [*_bytes_of(check, array, 0, begin), *parts]
+    if end < check.source.nbytes:
+        parts += _bytes_of(check, array, end, check.source.nbytes)
+    yield from _ended(parts)
+
+
+def _ended(parts: Sequence[_Part]) -> Iterator[_Part]:
+    """All parts of what a check is of: with the last of them, it is compared."""
     yield from parts[:-1]
     yield parts[-1]._replace(is_last=True)
 
 
 def _bytes_of(check: Check, array: int, begin: int, end: int) -> Iterator[_Part]:
-    """Some of the bytes that a check is of, as parts."""
-    if begin == end:
-        return
+    """Some of the bytes that a check is of, as parts; at least one."""
     items = contiguous(check.source, begin, _BYTE, (end - begin,))
     for part, _ in _split(items, None):
-        piece = part.pieces[0]
-        is_last = piece.offset + part.nbytes == check.source.nbytes
-        yield _Part(array, part, None, check, is_last=is_last, is_bytes=True)
+        yield _Part(array, part, None, check, is_bytes=True)
 
 
 def _batches(parts: Sequence[_Part]) -> Iterator[Sequence[_Part]]:

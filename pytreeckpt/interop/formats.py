@@ -4,7 +4,7 @@ of its structure; a folder by the names in it. Never by a suffix alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -19,8 +19,9 @@ from pytreeckpt.interop import (
     torch_files,
     torch_shards,
 )
+from pytreeckpt.interop.archives import Member
 from pytreeckpt.interop.foreign import Folder, ForeignTree
-from pytreeckpt.interop.pickles import read_pickle
+from pytreeckpt.interop.pickles import begins_as_pickle, read_pickle
 from pytreeckpt.reading import RangedSource, read
 
 _HEAD_NBYTES: Final = 64
@@ -41,34 +42,21 @@ class FileFormat:
 
 
 @dataclass(frozen=True, slots=True)
+class ArchiveFormat:
+    """A format that is a zip archive. `has(archive)`: whether one with these members is of it."""
+
+    name: str
+    has: Callable[[Mapping[str, Member]], bool]
+    read: Callable[[Mapping[str, Member]], ForeignTree]
+
+
+@dataclass(frozen=True, slots=True)
 class FolderFormat:
     """A format of folders. `has(names)`: whether a folder with these files is one."""
 
     name: str
     has: Callable[[Sequence[str]], bool]
     read: Callable[[Folder], ForeignTree]
-
-
-def _why_no_zip(head: bytes, source: RangedSource) -> str | None:
-    """What is wrong with a file that begins as a zip archive does; None if nothing is, or if it begins otherwise."""
-    if not head.startswith(_ZIP):
-        return None
-    try:
-        archives.members(source)
-    except (CorruptionError, UnsupportedTypeError) as error:
-        return str(error)
-    return None
-
-
-def _is_npz(head: bytes, source: RangedSource) -> bool:
-    try:
-        return head.startswith(_ZIP) and npz.is_npz(list(archives.members(source)))
-    except (CorruptionError, UnsupportedTypeError):
-        return False
-
-
-def _is_pickle(head: bytes, _source: RangedSource) -> bool:
-    return head[:1] == b"\x80" and 2 <= head[1] <= 5 if len(head) > 1 else False
 
 
 def _is_orbax(names: Sequence[str]) -> bool:
@@ -81,22 +69,21 @@ def _is_orbax(names: Sequence[str]) -> bool:
     return orbax.is_orbax(names) and (bool(here & _ORBAX) or folders == marked)
 
 
+ARCHIVE_FORMATS: Final[Sequence[ArchiveFormat]] = (
+    ArchiveFormat("torch", torch_files.is_torch_archive, torch_files.read_torch_archive),
+    ArchiveFormat("npz", npz.is_npz, npz.read_npz_archive),
+)
 FILE_FORMATS: Final[Sequence[FileFormat]] = (
-    FileFormat("torch", torch_files.is_torch, torch_files.read_torch),
-    FileFormat("npz", _is_npz, npz.read_npz),
+    FileFormat("torch legacy", lambda _head, source: torch_files.is_old_torch(source), torch_files.read_old_torch),
     FileFormat("npy", lambda head, _source: npz.is_npy(head), npz.read_npy),
-    FileFormat(
-        "safetensors",
-        lambda head, source: safetensors.is_safetensors(head, source.nbytes),
-        safetensors.read_safetensors,
-    ),
+    FileFormat("safetensors", lambda head, _source: safetensors.is_safetensors(head), safetensors.read_safetensors),
     FileFormat(
         "flax msgpack",
         lambda head, _source: flax_msgpack.is_flax_msgpack(head),
         flax_msgpack.read_flax_msgpack,
         has_magic=False,
     ),
-    FileFormat("pickle", _is_pickle, read_pickle, has_magic=False),
+    FileFormat("pickle", lambda head, _source: begins_as_pickle(head), read_pickle, has_magic=False),
 )
 FOLDER_FORMATS: Final[Sequence[FolderFormat]] = (
     FolderFormat("torch.distributed.checkpoint", torch_distributed.is_distributed, torch_distributed.read_distributed),
@@ -120,6 +107,15 @@ def read_file(source: RangedSource) -> ForeignTree:
     """
     head = bytes(read(source, 0, min(_HEAD_NBYTES, source.nbytes)))
     reasons: list[str] = []
+    if head.startswith(_ZIP):
+        try:
+            archive = archives.members(source)
+        except (CorruptionError, UnsupportedTypeError) as error:
+            reasons.append(f". It begins as a zip archive does, but: {error}")
+        else:
+            for of_archives in ARCHIVE_FORMATS:
+                if of_archives.has(archive):
+                    return of_archives.read(archive)
     for format_ in FILE_FORMATS:
         if not format_.begins(head, source):
             continue
@@ -129,10 +125,7 @@ def read_file(source: RangedSource) -> ForeignTree:
             return format_.read(source)
         except (CorruptionError, UnsupportedTypeError) as error:
             reasons.append(f". It begins as a {format_.name} file does, but: {error}")
-    problem = _why_no_zip(head, source)
-    if problem is not None:
-        reasons.append(f". It begins as a zip archive does, but: {problem}")
-    names = ", ".join(format_.name for format_ in FILE_FORMATS)
+    names = ", ".join([*(of_archives.name for of_archives in ARCHIVE_FORMATS), *(one.name for one in FILE_FORMATS)])
     raise NotACheckpointError(
         f"not a pytreeckpt file: it does not begin with the magic; nor is it of another format that is read ({names})"
         + "".join(reasons),

@@ -10,9 +10,9 @@ from typing import Final
 from pytreeckpt.arrays import AnyArray, ArraySource, ReadRun, run_reader
 from pytreeckpt.dtypes import has_padding
 from pytreeckpt.errors import CorruptionError, LimitError
-from pytreeckpt.geometry import Box, Shape, extent, runs, whole
+from pytreeckpt.geometry import Box, Shape, runs, whole
 from pytreeckpt.index import MAX_RANK
-from pytreeckpt.interop.foreign import ForeignArray, Piece, allocate, contiguous_strides, cropped, read_region
+from pytreeckpt.interop.foreign import ForeignArray, Piece, allocate, contiguous_strides, cropped, reach, read_region
 
 # How many corners of pieces are looked at.
 _MAX_CORNERS: Final = 1 << 24
@@ -25,20 +25,23 @@ def check_array(array: ForeignArray) -> None:
     shape = array.shape
     if len(shape) > MAX_RANK:
         raise LimitError(f"an array of {len(shape)} axes: there can be {MAX_RANK}")
-    if not all(type(length) is int and length >= 0 for length in shape):
-        raise CorruptionError(f"{list(shape)} is not the shape of an array", rule="bounds")
+    for length in shape:
+        if type(length) is not int or length < 0:
+            raise CorruptionError(f"{list(shape)} is not the shape of an array", rule="bounds")
     if 0 in shape:
         return
     for piece in array.pieces:
-        low, high = extent(piece.box.shape, piece.strides, array.dtype.itemsize)
+        low, high = reach(piece.box.shape, piece.strides, piece.itemsize(array.dtype))
         if piece.offset + low < 0 or piece.offset + high > piece.source.nbytes:
             raise CorruptionError(
                 f"a piece of an array lies at bytes {piece.offset + low} to {piece.offset + high} of "
                 f"{piece.source.nbytes}",
                 rule="bounds",
             )
+    if len(array.pieces) == 1 and array.pieces[0].box == whole(shape):
+        return
     boxes = [piece.box for piece in array.pieces]
-    if boxes != [whole(shape)] and not _tile(shape, boxes):
+    if not _tile(shape, boxes):
         raise CorruptionError(
             f"the {len(boxes)} pieces of an array of the shape {list(shape)} overlap, or leave items out", rule="bounds"
         )
@@ -75,7 +78,8 @@ def memory_axes(array: ForeignArray) -> Shape | None:
     """
     if len(array.pieces) != 1:
         return None
-    shape, strides, expected = array.shape, array.pieces[0].strides, array.dtype.itemsize
+    piece = array.pieces[0]
+    shape, strides, expected = array.shape, piece.strides, piece.itemsize(array.dtype)
     if strides == contiguous_strides(shape, expected):
         return None
     order = sorted(range(len(shape)), key=lambda axis: (-strides[axis], shape[axis] == 1))
@@ -95,15 +99,15 @@ def transposed(array: ForeignArray, axes: Shape | None) -> ForeignArray:
         return tuple(lengths[axis] for axis in axes)
 
     pieces = tuple(
-        Piece(Box(moved(piece.box.offset), moved(piece.box.shape)), piece.source, piece.offset, moved(piece.strides))
+        piece._replace(box=Box(moved(piece.box.offset), moved(piece.box.shape)), strides=moved(piece.strides))
         for piece in array.pieces
     )
     return ForeignArray(array.dtype, moved(array.shape), pieces)
 
 
 def is_contiguous(array: ForeignArray) -> bool:
-    """Whether all items are one after the other, in C order, in one source."""
-    if len(array.pieces) != 1:
+    """Whether all items are one after the other, in C order, in one source, as they are."""
+    if len(array.pieces) != 1 or array.pieces[0].change is not None:
         return False
     piece = array.pieces[0]
     return _same_strides(array.shape, piece.strides, contiguous_strides(array.shape, array.dtype.itemsize))
@@ -137,7 +141,7 @@ def _run_reader(array: ForeignArray) -> ReadRun:
 def split(array: ForeignArray, out: AnyArray | None, nbytes: int) -> Iterator[tuple[ForeignArray, AnyArray | None]]:
     """An array in parts of about `nbytes` bytes, each with the part of `out` (of the array's shape) that it goes to."""
     size = math.prod(array.shape)
-    if size * array.dtype.itemsize <= nbytes or not array.pieces:
+    if size * array.dtype.itemsize <= nbytes or size == 1 or not array.pieces:
         yield array, out
     elif is_contiguous(array) and (out is None or out.flags.c_contiguous):
         piece = array.pieces[0]

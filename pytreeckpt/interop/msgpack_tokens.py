@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from pytreeckpt.errors import CorruptionError, LimitError
-from pytreeckpt.interop.windows import Window
+from pytreeckpt.interop.windows import Cursor
 from pytreeckpt.limits import current_limits
 from pytreeckpt.reading import RangedSource
 
@@ -63,7 +63,7 @@ class Tokens:
 
     def __init__(self, source: RangedSource, extension: Callable[[int, int], object]) -> None:
         self.source = source
-        self.window = Window(source)
+        self.cursor = Cursor(source)
         self.limits = current_limits()
         self.nodes = self.limits.nodes
         self.text_nbytes = self.limits.index_nbytes
@@ -78,7 +78,7 @@ class Tokens:
                 f"the file has more values than the limit of {self.limits.nodes}; raise it with "
                 "pytreeckpt.limits(nodes=…)"
             )
-        first = self.window.take(1)[0]
+        first = self.cursor.take(1)[0]
         if first < 0x80:
             return first
         if first < 0x90:
@@ -104,22 +104,22 @@ class Tokens:
             return self.opened(self.number(MAP[first]), mapping=True)
         if first in _EXT or first in _FIXED_EXT:
             length = _FIXED_EXT[first] if first in _FIXED_EXT else self.number(_EXT[first])
-            return self.extended(self.window.take(1)[0], length)
-        raise _corrupt(self.window.at - 1, f"the byte {first:#x} begins no value of msgpack")
+            return self.extended(self.cursor.take(1)[0], length)
+        raise _corrupt(self.cursor.at - 1, f"the byte {first:#x} begins no value of msgpack")
 
     def number(self, layout: str) -> Any:
         """The number that is written here in a layout of `struct`."""
-        return struct.unpack(layout, self.window.take(struct.calcsize(layout)))[0]
+        return struct.unpack(layout, self.cursor.take(struct.calcsize(layout)))[0]
 
     def octets(self, nbytes: int) -> bytes:
         """The next bytes, held in memory."""
         self.check_left(nbytes)
         self.spend(nbytes)
-        return self.window.take(nbytes)
+        return self.cursor.take(nbytes)
 
     def text(self, nbytes: int) -> str:
         """The next bytes as a text."""
-        at = self.window.at
+        at = self.cursor.at
         try:
             return self.octets(nbytes).decode()
         except UnicodeDecodeError as error:
@@ -130,14 +130,14 @@ class Tokens:
         self.text_nbytes -= nbytes
         if self.text_nbytes < 0:
             raise LimitError(
-                f"byte {self.window.at}: texts, bytes and scalars take more than the limit of "
+                f"byte {self.cursor.at}: texts, bytes and scalars take more than the limit of "
                 f"{self.limits.index_nbytes} bytes; raise it with pytreeckpt.limits(index_nbytes=…)"
             )
 
     def check_left(self, nbytes: int) -> None:
         """Raise `CorruptionError` if the file does not have so many bytes more."""
-        if nbytes > self.window.left:
-            raise _corrupt(self.window.at, f"{nbytes} bytes are announced, and {self.window.left} are left")
+        if nbytes > self.cursor.left:
+            raise _corrupt(self.cursor.at, f"{nbytes} bytes are announced, and {self.cursor.left} are left")
 
     def opened(self, count: int, *, mapping: bool) -> Opened:
         """A container of so many items."""
@@ -149,15 +149,15 @@ class Tokens:
     def extended(self, code: int, nbytes: int) -> object:
         """The value of an ext, which takes all of its bytes."""
         self.check_left(nbytes)
-        at = self.window.at
+        at = self.cursor.at
         if self.is_extended:
             # None of the types that are read has others in it, and so nothing recurses.
             raise _corrupt(at, "an ext within an ext")
         self.is_extended = True
         value = self.extension(code, nbytes)
         self.is_extended = False
-        if self.window.at != at + nbytes:
-            raise _corrupt(at, f"an ext of {nbytes} bytes holds a value of {self.window.at - at}")
+        if self.cursor.at != at + nbytes:
+            raise _corrupt(at, f"an ext of {nbytes} bytes holds a value of {self.cursor.at - at}")
         return value
 
 

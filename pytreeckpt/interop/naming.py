@@ -13,16 +13,12 @@ from typing import Any, Final, NamedTuple
 
 from pytreeckpt.errors import UnsupportedTypeError
 from pytreeckpt.interop.outgoing import OutgoingArray, OutgoingScalar
+from pytreeckpt.interop.registered import ARRAY_WRAPPERS, MAPPINGS, NAMESPACES, is_reserved
 from pytreeckpt.objects import ClassKind, NamedTupleRecord, Record, record_expansion
 from pytreeckpt.paths import DictKey, Field, Index, Path, Step
 
 Names = Callable[[Path], str]
 
-# What wraps an array and adds nothing that such a format could hold.
-_ARRAY_WRAPPERS: Final = frozenset(["torch.Tensor", "torch.nn.Parameter", "torch.nn.Buffer", "jax.Array"])
-_CONTAINER_WRAPPERS: Final = frozenset(["python.OrderedDict", "python.defaultdict", "python.Counter", "python.deque"])
-_RESERVED: Final = ("python.", "numpy.", "torch.", "jax.")
-_NAMESPACES: Final = frozenset(["python.Namespace", "python.SimpleNamespace"])
 _SHOWN: Final = 10
 
 
@@ -96,7 +92,7 @@ def _array_of(value: Any) -> tuple[str | None, OutgoingArray | None]:
             return str(expansion.children[1]), data
         if isinstance(data, OutgoingArray) and expansion.type.class_kind is ClassKind.WRAPPER:
             # Those of frameworks that are not known here too.
-            return None, data if name in _ARRAY_WRAPPERS or not name.startswith(_RESERVED) else None
+            return None, data if name in ARRAY_WRAPPERS or not is_reserved(name) else None
     return None, None
 
 
@@ -104,9 +100,9 @@ def _children(value: Any) -> Iterator[tuple[Step, Any]] | None:
     """What is in a container, with the step to each; None for what is none."""
     if isinstance(value, Record):
         type_, values = record_expansion(value).type, record_expansion(value).children
-        if type_.name in _CONTAINER_WRAPPERS:
-            return _children(values[0])
-        if type_.name.startswith(_RESERVED) and type_.name not in _NAMESPACES:
+        if type_.name in MAPPINGS or type_.name == "python.deque":
+            return _children(values[0]) if isinstance(values[0], dict | list) else None
+        if is_reserved(type_.name) and type_.name not in NAMESPACES:
             return None
         return ((Field(name), child) for name, child in zip(type_.fields, values, strict=True))
     if isinstance(value, NamedTupleRecord):

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping
 from typing import Final, NamedTuple
 
 import numpy as np
@@ -18,16 +18,17 @@ from pytreeckpt import dtypes
 from pytreeckpt.dtypes import AnyDType, Descriptor
 from pytreeckpt.errors import CorruptionError, LimitError, UnsupportedTypeError
 from pytreeckpt.geometry import Shape
-from pytreeckpt.interop.archives import members
-from pytreeckpt.interop.foreign import Check, ForeignTree, contiguous_strides, strided
+from pytreeckpt.index import MAX_RANK
+from pytreeckpt.interop.archives import Member, check_member, checks_of, members
+from pytreeckpt.interop.foreign import ForeignArray, ForeignTree, contiguous_strides, strided
 from pytreeckpt.interop.literals import parse_literal
 from pytreeckpt.interop.pickles import load_pickle
 from pytreeckpt.limits import current_limits
 from pytreeckpt.reading import RangedSource, read
 
 MAGIC: Final = b"\x93NUMPY"
+SUFFIX: Final = ".npy"
 _MAX_HEADER_NBYTES: Final = 1 << 20
-_MAX_RANK: Final = 64
 _NUMERIC: Final = {
     letter + size: f"{kind}{8 * int(size)}"
     for letter, kind, sizes in (("i", "int", "1248"), ("u", "uint", "1248"), ("f", "float", "248"))
@@ -53,9 +54,9 @@ def is_npy(head: bytes) -> bool:
     return head.startswith(MAGIC)
 
 
-def is_npz(names: Sequence[str]) -> bool:
+def is_npz(names: Collection[str]) -> bool:
     """Whether a zip with these members is a `.npz`: all are `.npy`, and there is one."""
-    return bool(names) and all(name.endswith(".npy") for name in names)
+    return bool(names) and all(name.endswith(SUFFIX) for name in names)
 
 
 def read_npy(source: RangedSource) -> ForeignTree:
@@ -68,33 +69,29 @@ def read_npy(source: RangedSource) -> ForeignTree:
 
 
 def read_npz(source: RangedSource) -> ForeignTree:
-    """A `.npz` as a dict of its arrays by their names, without `.npy`, in the order of the zip. A member that is no
-    `.npy` is its bytes, as `np.load` has it.
+    """A `.npz`. Raises `CorruptionError`, `UnsupportedTypeError` and `LimitError`."""
+    return read_npz_archive(members(source))
+
+
+def read_npz_archive(archive: Mapping[str, Member]) -> ForeignTree:
+    """A `.npz` as a dict of its arrays by their names, without `.npy`, in the order of the zip.
 
     bfloat16 and its like, which numpy writes as bytes without a dtype, stay such, and a note says so.
     Raises `CorruptionError`, `UnsupportedTypeError` and `LimitError`.
     """
     tree: dict[str, object] = {}
     notes: list[str] = []
-    checks: list[Check] = []
-    left = current_limits().index_nbytes
-    for member in members(source).values():
-        name = member.name.removesuffix(".npy")
-        if name in tree:
-            raise _corrupt(f"two members are called {name[:80]!r}")
-        checks.append(Check(member.name, member.source, member.crc32))
-        if name != member.name:
-            tree[name], found = _array(member.source)
-            notes += [f"{name}: {note}" for note in found]
-            continue
-        left -= member.nbytes
-        if left < 0:
-            raise LimitError(
-                f"the members that are no arrays take more than the limit of {current_limits().index_nbytes} bytes; "
-                "raise it with pytreeckpt.limits(index_nbytes=…)"
-            )
-        tree[name] = bytes(read(member.source, 0, member.nbytes))
-    return ForeignTree("npz", tree, None, tuple(notes), tuple(checks))
+    for member in archive.values():
+        if not member.name.endswith(SUFFIX):
+            raise _corrupt(f"the member {member.name[:80]!r} is no {SUFFIX}")
+        name = member.name.removesuffix(SUFFIX)
+        tree[name], found = _array(member.source)
+        value = tree[name]
+        if not isinstance(value, ForeignArray) or not value.nbytes:
+            # All of it is told already, and nothing will be read that could be checked then.
+            check_member(member)
+        notes += [f"{name}: {note}" for note in found]
+    return ForeignTree("npz", tree, None, tuple(notes), checks_of(archive))
 
 
 def _array(source: RangedSource) -> tuple[object, tuple[str, ...]]:
@@ -150,8 +147,8 @@ def read_npy_header(source: RangedSource) -> NpyHeader:
     for extent in extents:
         if type(extent) is not int or not 0 <= extent < 1 << 63:
             raise _corrupt("an extent of the shape is no integer from 0 to 2**63 − 1")
-    if len(extents) > _MAX_RANK:
-        raise UnsupportedTypeError(f"an array has {len(extents)} axes; numpy holds {_MAX_RANK}")
+    if len(extents) > MAX_RANK:
+        raise UnsupportedTypeError(f"an array has {len(extents)} axes; numpy holds {MAX_RANK}")
     dtype = None if descr in ("|O", "O") else dtypes.parse(_descriptor(descr, 0))
     return NpyHeader(dtype, extents, fortran_order, start + length, _notes(descr))
 

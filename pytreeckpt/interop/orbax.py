@@ -4,42 +4,58 @@ The layout is that of orbax-checkpoint 0.5 to 0.12 (orbax/checkpoint/_src/metada
 its key path, whose steps are of sequences or dicts, and the type of its value. Tuples, namedtuples and keys that are no
 texts are not told by it: sequences come back as lists, all else as dicts with texts as keys. A step of a
 CheckpointManager is a dict of its items, unless it is the one item `default`.
+
+Orbax stores every chunk, and says so (`store_array_data_equal_to_fill_value`), so that one that is not there is an
+error. Old versions left out chunks of zeros, which cannot be told from lost ones: a note says so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 from pytreeckpt.errors import CorruptionError, LimitError, UnsupportedTypeError
 from pytreeckpt.interop.foreign import Folder, ForeignArray, ForeignTree, read_whole
 from pytreeckpt.interop.json_documents import parse_json
+from pytreeckpt.interop.orbax_metadata import (
+    DICT,
+    EMPTY,
+    SEQUENCE,
+    TREE,
+    Leaf,
+    check_names,
+    key_impls,
+    leaf_of,
+    refuse,
+)
+from pytreeckpt.interop.registered import registered
 from pytreeckpt.interop.zarr_arrays import ZarrStore, open_arrays
 from pytreeckpt.limits import current_limits
-from pytreeckpt.objects import ClassKind, ObjectType, Record
 from pytreeckpt.reading import read
 
-_TREE: Final = "_METADATA"
 _STEP: Final = "_CHECKPOINT_METADATA"
 _STRINGS: Final = "_strings.json"
 _DATABASE: Final = "manifest.ocdbt"
 _JSON_ITEM: Final = "metadata"
+# What the items of each handler have, by the end of its name.
+_FILES_OF_HANDLERS: Final = {
+    "PyTreeCheckpointHandler": TREE,
+    "StandardCheckpointHandler": TREE,
+    "JsonCheckpointHandler": _JSON_ITEM,
+}
 _DEFAULT: Final = "default"
-_SEQUENCE: Final = 1
-_DICT: Final = 2
 
-_JAX_ARRAY: Final = ObjectType(ClassKind.WRAPPER, "jax.Array", ("data", "weak_type"))
-_JAX_KEY: Final = ObjectType(ClassKind.WRAPPER, "jax.PRNGKeyArray", ("key_data", "impl"))
-# What stands for an empty container, or nothing.
-_EMPTY: Final[Mapping[str, type | None]] = {"None": None, "Dict": dict, "List": list, "Tuple": tuple}
 # Numbers of Python were written as these.
 _PYTHON_DTYPES: Final = frozenset(["bool", "int64", "float64"])
+_INCOMPLETE: Final = (
+    "this version of Orbax left out chunks of zeros: if a file of an array was lost, it has zeros in its place"
+)
 
 
 def is_orbax(names: Sequence[str]) -> bool:
     """Whether a folder with these files is a checkpoint of Orbax, a step of several items, or one of several steps."""
-    return any(name.rpartition("/")[2] in {_TREE, _STEP} and name.count("/") <= 2 for name in names)
+    return any(name.rpartition("/")[2] in {TREE, _STEP} and name.count("/") <= 2 for name in names)
 
 
 def read_orbax(folder: Folder) -> ForeignTree:
@@ -52,12 +68,12 @@ def read_orbax(folder: Folder) -> ForeignTree:
     path = getattr(folder, "path", None)
     if not isinstance(path, str):
         raise UnsupportedTypeError("an Orbax checkpoint is read from a folder of the file system")
-    if _TREE in names:
-        tree, custom = _item(_Item(folder, "", path, frozenset(names)))
-        return ForeignTree("Orbax", tree, _metadata(folder, names, {} if custom is None else {"": custom}))
-    items = sorted({name.partition("/")[0] for name in names if name.count("/") == 1 and name.endswith(f"/{_TREE}")})
+    if TREE in names:
+        tree, custom, notes = _item(_Item(folder, "", path, frozenset(names)))
+        return ForeignTree("Orbax", tree, _metadata(folder, names, {} if custom is None else {"": custom}), notes)
+    items = sorted({name.partition("/")[0] for name in names if name.count("/") == 1 and name.endswith(f"/{TREE}")})
     if not items and _STEP not in names:
-        steps = sorted({name.partition("/")[0] for name in names if name.rpartition("/")[2] in {_TREE, _STEP}})
+        steps = sorted({name.partition("/")[0] for name in names if name.rpartition("/")[2] in {TREE, _STEP}})
         raise UnsupportedTypeError(
             f"the folder holds several checkpoints of Orbax; open one of them: {', '.join(steps[:20])}"
         )
@@ -69,9 +85,11 @@ def _step(folder: Folder, path: str, names: Sequence[str]) -> ForeignTree:
     customs: dict[str, object] = {}
     notes: list[str] = []
     everything = frozenset(names)
+    _check_items(folder, everything)
     for item in sorted({name.partition("/")[0] for name in names if "/" in name}):
-        if f"{item}/{_TREE}" in everything:
-            found[item], custom = _item(_Item(folder, f"{item}/", f"{path.rstrip('/')}/{item}", everything))
+        if f"{item}/{TREE}" in everything:
+            found[item], custom, of_item = _item(_Item(folder, f"{item}/", f"{path.rstrip('/')}/{item}", everything))
+            notes += [f"{item}: {note}" for note in of_item]
             if custom is not None:
                 customs[item] = custom
         elif f"{item}/{_JSON_ITEM}" in everything:
@@ -80,6 +98,21 @@ def _step(folder: Folder, path: str, names: Sequence[str]) -> ForeignTree:
             notes.append(f"{item}: an item of Orbax that is neither a tree nor JSON, and was not read")
     tree: object = found[_DEFAULT] if set(found) == {_DEFAULT} else found
     return ForeignTree("Orbax", tree, _metadata(folder, names, customs), tuple(notes))
+
+
+def _check_items(folder: Folder, names: Collection[str]) -> None:
+    """Whether what the step says that it has is there: in a dict of items, nobody would miss one."""
+    match _document(folder, _STEP) if _STEP in names else None:
+        case {"item_handlers": dict(found)}:
+            handlers = {f"{item}/": str(handler) for item, handler in found.items()}
+        case {"item_handlers": str(handler)}:
+            handlers = {"": handler}
+        case _:
+            handlers = {}
+    for prefix, handler in handlers.items():
+        for end, file in _FILES_OF_HANDLERS.items():
+            if handler.endswith(end) and prefix + file not in names:
+                raise CorruptionError(f"{_STEP} tells of {(prefix + file)[:80]!r}, which is not there", rule="orbax")
 
 
 def _metadata(folder: Folder, names: Sequence[str], customs: Mapping[str, object]) -> object:
@@ -106,70 +139,26 @@ class _Item:
     names: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class _Leaf:
-    """A leaf as `_METADATA` tells it: the steps to it, each a kind and a key, the type of its value, and the name under
-    which its array is stored, or None if it has none.
-    """
-
-    steps: tuple[tuple[int, str], ...]
-    value_type: str
-    name: str | None
-
-
-def _item(item: _Item) -> tuple[object, object]:
-    """The tree, and its own metadata."""
-    match _document(item.folder, item.prefix + _TREE):
+def _item(item: _Item) -> tuple[object, object, tuple[str, ...]]:
+    """The tree, its own metadata, and notes."""
+    match _document(item.folder, item.prefix + TREE):
         case {"tree_metadata": dict(entries), **settings}:
-            is_zarr3, custom = bool(settings.get("use_zarr3")), settings.get("custom_metadata")
-            leaves = [_leaf(text, entry) for text, entry in entries.items()]
+            version, custom = 3 if settings.get("use_zarr3") else 2, settings.get("custom_metadata")
+            is_complete = bool(settings.get("store_array_data_equal_to_fill_value"))
+            leaves = [leaf_of(text, entry) for text, entry in entries.items()]
         case _:
-            _refuse("there is no tree_metadata")
-    _check_names(leaves)
+            refuse("there is no tree_metadata")
+    check_names(leaves)
     strings = _texts(item) if any(leaf.value_type == "string" for leaf in leaves) else {}
     stored = [leaf.name for leaf in leaves if leaf.name is not None and leaf.value_type != "string"]
-    arrays = open_arrays(_store(item, 3 if is_zarr3 else 2, stored), stored) if stored else {}
-    impls = _key_impls(item)
-    return _tree([(leaf, _value(leaf, arrays, strings, impls)) for leaf in leaves]), custom
+    arrays = open_arrays(_store(item, stored, version=version, is_complete=is_complete), stored) if stored else {}
+    described = sorted(name for name in item.names if name.startswith(f"{item.prefix}array_metadatas/"))
+    impls = key_impls({name: _document(item.folder, name) for name in described}, leaves)
+    notes = (_INCOMPLETE,) if stored and not is_complete else ()
+    return _tree([(leaf, _value(leaf, arrays, strings, impls)) for leaf in leaves]), custom, notes
 
 
-def _leaf(text: str, entry: object) -> _Leaf:
-    match entry:
-        case {
-            "key_metadata": [*keys],
-            "value_metadata": {"value_type": str(value_type), "skip_deserialize": bool(skip)},
-        }:
-            pass
-        case _:
-            _refuse(f"the entry {text[:80]!r} is not made of key_metadata and value_metadata")
-    steps: list[tuple[int, str]] = []
-    for key in keys:
-        match key:
-            case {"key": str(name), "key_type": int(kind)} if kind in {_SEQUENCE, _DICT}:
-                steps.append((kind, name))
-            case _:
-                _refuse(f"a key of the entry {text[:80]!r} is not made of key and key_type")
-    if len(steps) >= current_limits().depth:
-        raise LimitError(f"{text[:80]!r} is deeper than the limit of {current_limits().depth} levels")
-    if skip and value_type not in _EMPTY and value_type != "NamedTuple":
-        raise UnsupportedTypeError(f"the entry {text[:80]!r} is of the type {value_type[:40]!r}, which is not stored")
-    return _Leaf(tuple(steps), value_type, None if skip else ".".join(name for _, name in steps))
-
-
-def _check_names(leaves: Sequence[_Leaf]) -> None:
-    """Orbax joins keys with dots: two leaves may have been written to one place, and one of them is lost."""
-    seen: dict[str, _Leaf] = {}
-    for leaf in leaves:
-        if leaf.name is not None and seen.setdefault(leaf.name, leaf) is not leaf:
-            paths = ["/".join(key for _, key in each.steps) for each in (seen[leaf.name], leaf)]
-            raise CorruptionError(
-                f"Orbax wrote the leaves {paths[0]!r} and {paths[1]!r} to one place, {leaf.name!r}; the values of one "
-                "are lost",
-                rule="orbax",
-            )
-
-
-def _store(item: _Item, version: int, stored: Sequence[str]) -> ZarrStore:
+def _store(item: _Item, stored: Sequence[str], *, version: int, is_complete: bool) -> ZarrStore:
     is_ocdbt = item.prefix + _DATABASE in item.names
     if not is_ocdbt:
         begin = "zarr.json" if version == 3 else ".zarray"
@@ -178,7 +167,7 @@ def _store(item: _Item, version: int, stored: Sequence[str]) -> ZarrStore:
             if f"{item.prefix}{name}/{begin}" not in item.names:
                 raise CorruptionError(f"there is no array {name[:80]!r} in {item.path}", rule="orbax")
     _check_links(item)
-    return ZarrStore(item.path, is_ocdbt, version)
+    return ZarrStore(item.path, is_ocdbt, version, is_complete)
 
 
 def _check_links(item: _Item) -> None:
@@ -194,53 +183,32 @@ def _texts(item: _Item) -> Mapping[str, object]:
     name = item.prefix + _STRINGS
     found = _document(item.folder, name) if name in item.names else {}
     if not isinstance(found, dict):
-        _refuse(f"{name} is not an object")
-    return found
-
-
-def _key_impls(item: _Item) -> dict[str, str]:
-    """The implementation of each array that holds typed PRNG keys of JAX, by the name of the array."""
-    found: dict[str, str] = {}
-    for name in sorted(item.names):
-        if not name.startswith(f"{item.prefix}array_metadatas/"):
-            continue
-        match _document(item.folder, name):
-            case {"array_metadatas": [*entries]}:
-                pass
-            case _:
-                _refuse(f"{name} has no array_metadatas")
-        for entry in entries:
-            match entry:
-                case {"array_metadata": {"param_name": str(array), "ext_metadata": {"random_key_impl": str(impl)}}}:
-                    found[array] = impl
-                case _:
-                    # An array of numbers.
-                    pass
+        refuse(f"{name} is not an object")
     return found
 
 
 def _value(
-    leaf: _Leaf, arrays: Mapping[str, ForeignArray], strings: Mapping[str, object], impls: Mapping[str, str]
+    leaf: Leaf, arrays: Mapping[str, ForeignArray], strings: Mapping[str, object], impls: Mapping[str, str]
 ) -> object:
     if leaf.name is None:
         # An empty namedtuple, such as optax.EmptyState, is one without fields.
-        empty = _EMPTY.get(leaf.value_type, dict)
+        empty = EMPTY.get(leaf.value_type, dict)
         return None if empty is None else empty()
     if leaf.value_type == "string":
         if not isinstance(strings.get(leaf.name), str):
-            _refuse(f"there is no text {leaf.name[:80]!r} in {_STRINGS}")
+            refuse(f"there is no text {leaf.name[:80]!r} in {_STRINGS}")
         return strings[leaf.name]
     array = arrays[leaf.name]
     if leaf.value_type == "scalar":
         return _scalar(leaf.name, array)
     if leaf.name in impls:
-        return Record(_JAX_KEY, [array, impls[leaf.name]])
-    return Record(_JAX_ARRAY, [array, False]) if leaf.value_type == "jax.Array" else array
+        return registered("jax.PRNGKeyArray", [array, impls[leaf.name]])
+    return registered("jax.Array", [array, False]) if leaf.value_type == "jax.Array" else array
 
 
 def _scalar(name: str, array: ForeignArray) -> object:
     if array.shape:
-        _refuse(f"the scalar {name[:80]!r} has the shape {list(array.shape)}")
+        refuse(f"the scalar {name[:80]!r} has the shape {list(array.shape)}")
     value: Any = read_whole(array)[()]
     return value.item() if array.dtype.name in _PYTHON_DTYPES else value
 
@@ -253,11 +221,11 @@ class _Node:
     children: dict[str, object] = field(default_factory=dict)
 
 
-def _tree(leaves: Sequence[tuple[_Leaf, object]]) -> object:
+def _tree(leaves: Sequence[tuple[Leaf, object]]) -> object:
     """The leaves at their places. Raises `CorruptionError` if there is none for one of them."""
     if len(leaves) == 1 and not leaves[0][0].steps:
         return leaves[0][1]
-    root = _Node(_DICT)
+    root = _Node(DICT)
     if leaves and leaves[0][0].steps:
         root.kind = leaves[0][0].steps[0][0]
     nodes = [root]
@@ -265,7 +233,7 @@ def _tree(leaves: Sequence[tuple[_Leaf, object]]) -> object:
         node = root
         for at, (kind, key) in enumerate(leaf.steps):
             if kind != node.kind:
-                _refuse(f"keys of sequences and dicts stand beside each other, at {key[:80]!r}")
+                refuse(f"keys of sequences and dicts stand beside each other, at {key[:80]!r}")
             if at == len(leaf.steps) - 1:
                 break
             if key not in node.children:
@@ -273,10 +241,10 @@ def _tree(leaves: Sequence[tuple[_Leaf, object]]) -> object:
                 node.children[key] = nodes[-1]
             below = node.children[key]
             if not isinstance(below, _Node):
-                _refuse(f"{key[:80]!r} is a leaf, and has others in it")
+                refuse(f"{key[:80]!r} is a leaf, and has others in it")
             node = below
         if not leaf.steps or leaf.steps[-1][1] in node.children:
-            _refuse("two leaves have the same place")
+            refuse("two leaves have the same place")
         node.children[leaf.steps[-1][1]] = value
     # Those that were made later are further down.
     built: dict[int, object] = {}
@@ -284,15 +252,11 @@ def _tree(leaves: Sequence[tuple[_Leaf, object]]) -> object:
         children = {
             key: built.pop(id(child)) if isinstance(child, _Node) else child for key, child in node.children.items()
         }
-        built[id(node)] = _listed(children) if node.kind == _SEQUENCE else children
+        built[id(node)] = _listed(children) if node.kind == SEQUENCE else children
     return built[id(root)]
 
 
 def _listed(children: Mapping[str, object]) -> list[object]:
     if set(children) != set(map(str, range(len(children)))):
-        _refuse(f"the items of a sequence are numbered {', '.join(sorted(children)[:20])}")
+        refuse(f"the items of a sequence are numbered {', '.join(sorted(children)[:20])}")
     return [children[str(number)] for number in range(len(children))]
-
-
-def _refuse(message: str) -> NoReturn:
-    raise CorruptionError(f"{_TREE}: {message}", rule="orbax")

@@ -8,7 +8,7 @@ References to arrays of open checkpoints may stand in the tree too, and are read
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Hashable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -59,6 +59,11 @@ class OutgoingArray:
         """Its axes from slowest to fastest, as it is stored: those of C order, unless it is dense in another."""
         found = self.source.axes if isinstance(self.source, ArraySource) else stored_order(self.source)[1]
         return tuple(range(len(self.shape))) if found is None else found
+
+    @property
+    def is_fortran(self) -> bool:
+        """Whether that is Fortran's order, and not C's too."""
+        return len(self.shape) > 1 and self.axes == tuple(reversed(range(len(self.shape))))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -125,14 +130,20 @@ class _Whole:
 
 
 def _with_references(expand: Expand) -> Expand:
+    shared: dict[Hashable, ForeignArray] = {}
+
     def expanded(value: object) -> ArraySource | Expansion | None:
         if isinstance(value, ArrayRef):
             whole = _Whole(value.__array__)
             source = ArraySource(value.dtype, value.shape, (whole,), identity=(ArrayRef, value.identity))
             return source if value.type is None else Expansion(value.type, [source, *value.attributes])
         if isinstance(value, ForeignArray):
-            identity = id(value) if value.identity is None else value.identity
-            return array_source(value, identity=(ForeignArray, value.shape, identity))
+            own = (ForeignArray, id(value))
+            identity = own if value.identity is None else (ForeignArray, value.identity)
+            first = shared.setdefault(identity, value)
+            # Whatever it is called, what lies elsewhere is another array: better written twice than wrongly once.
+            is_same = (first.dtype, first.shape, first.pieces) == (value.dtype, value.shape, value.pieces)
+            return array_source(value, identity=identity if is_same else own)
         return expand(value)
 
     return expanded

@@ -19,6 +19,8 @@ _RENAMED: Final = {"__builtin__": "builtins", "copy_reg": "copyreg"}
 # What reading a pickle may cost: so much, and so much more for each of its bytes.
 _FREE: Final = 1 << 18
 _PER_BYTE: Final = 16
+# An object in parts, and what is made of it, takes as much memory as so many lists or tuples.
+PER_INSTANCE: Final = 4
 # Integers below are their own hashes; above, and in floats and tuples, equal hashes can be made at will.
 _OWN_HASH: Final = (1 << 61) - 1
 _MAX_SAME_HASH: Final = 256
@@ -31,6 +33,8 @@ class Machine:
     __slots__ = (
         "_crowds",
         "_kept",
+        "_made",
+        "_most",
         "_paid",
         "_per_byte",
         "feed",
@@ -56,6 +60,25 @@ class Machine:
         self._crowds: dict[tuple[int, int], int] = {}
         self._kept: list[object] = []
         self._paid = feed.position
+        self._made = 0
+        self._most = current_limits().nodes
+
+    def count(self, made: int) -> None:
+        """Count containers and names that were made, and objects in parts, `PER_INSTANCE` each. Raises `LimitError` for
+        more of these, or of marks or of what is remembered, than a tree may have nodes: a byte of a pickle is enough to
+        make hundreds in memory.
+        """
+        self._made += made
+        if self._made > self._most or len(self.memo) > self._most or len(self.marks) > self._most:
+            raise LimitError(
+                f"the pickle makes more objects than there may be nodes of a tree ({self._most}); raise the limit with "
+                "pytreeckpt.limits(nodes=…)"
+            )
+
+    def make(self, container: object) -> None:
+        """Put a new container, or name, on the stack."""
+        self.count(1)
+        self.stack.append(container)
 
     def pay(self) -> None:
         """The longer the pickle, the more it may cost."""
@@ -129,6 +152,7 @@ class Machine:
             raise CorruptionError(f"the arguments are a {type(args).__name__}, not a tuple", rule="pickle")
         if keywords is not None and type(keywords) is not dict:
             raise CorruptionError(f"the keywords are a {type(keywords).__name__}, not a dict", rule="pickle")
+        self.count(PER_INSTANCE)
         self.stack.append(Instance(callee, args, self.offset, keywords or None))
 
     def name(self, module: object, name: object) -> Global:
@@ -148,7 +172,7 @@ class Machine:
         if type(target) is list:
             target.extend(values)
         elif type(target) is Instance:
-            target.elements.extend(values)
+            target.add_elements(values)
         else:
             raise CorruptionError(f"a {kind_of(target)} takes no items", rule="pickle")
 
@@ -158,7 +182,7 @@ class Machine:
         if len(items) % 2:
             raise CorruptionError("a key is without its value", rule="pickle")
         if type(target) is Instance:
-            target.pairs.extend(items)
+            target.add_pairs(items)
             return
         if type(target) is not dict:
             raise CorruptionError(f"a {kind_of(target)} takes no keys", rule="pickle")
@@ -187,11 +211,11 @@ class Machine:
         target = self.top()
         if type(target) is not Instance:
             raise CorruptionError(f"a {kind_of(target)} takes no state", rule="pickle")
-        target.states.append(state)
+        target.add_state(state)
 
     def new_dict(self, items: list[Any]) -> None:
         """DICT: a dict of keys and values by turns."""
-        self.stack.append({})
+        self.make({})
         self.set_items(items)
 
 

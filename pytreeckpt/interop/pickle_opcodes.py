@@ -59,7 +59,8 @@ class Feed:
                 "pytreeckpt.limits(index_nbytes=…)"
             )
         self.base += self.at
-        self.buffer = rest + bytes(read(self.source, self.base + len(rest), more - len(rest)))
+        # Joined at once: it may be the text of a large array, as protocol 2 has it.
+        self.buffer = b"".join([rest, read(self.source, self.base + len(rest), more - len(rest))])
         self.at = 0
 
     def take(self, nbytes: int) -> bytes:
@@ -343,3 +344,6 @@ def _table() -> dict[int, Opcode]:
 
 OPCODES: Final = _table()
 """All opcodes by their code."""
+
+CODES: Final = {opcode.name: code for code, opcode in OPCODES.items()}
+"""The code of each opcode by its name."""

@@ -1,7 +1,6 @@
 """Records that stand for what a pickle holds and a tree cannot, or the vocabulary does not know.
 
-An object that
-the vocabulary does not know, or whose parts do not fit, becomes a `Record` of the class kind RECORD:
+An object that the vocabulary does not know, or whose parts do not fit, becomes a `Record` of the class kind RECORD:
 
 - one named `module:qualified name` for an object of a class. Its fields are the attributes of its state, if that is a
   dict with texts as keys (or such a dict and one of slots). Before them stand, where there are any, `args` (a tuple:

@@ -8,6 +8,7 @@ from typing import Any, Final
 from pytreeckpt.errors import CorruptionError, LimitError
 from pytreeckpt.interop.pickle_machine import Machine, kind_of
 from pytreeckpt.interop.pickle_opcodes import OPCODES, Feed
+from pytreeckpt.interop.pickle_running import run_ahead
 from pytreeckpt.interop.pickle_values import Global, Instance, Ledger, Persistent
 from pytreeckpt.limits import current_limits
 from pytreeckpt.reading import RangedSource
@@ -23,7 +24,7 @@ def _tuple_of(count: int) -> Callable[[Machine], None]:
         start = len(machine.stack) - count
         taken = tuple(machine.stack[start:])
         del machine.stack[start:]
-        machine.stack.append(taken)
+        machine.make(taken)
 
     return act
 
@@ -55,7 +56,7 @@ def _add_items(machine: Machine) -> None:
     target = machine.top()
     if type(target) is not Instance:
         raise CorruptionError(f"a {kind_of(target)} takes no elements", rule="pickle")
-    target.elements.extend(values)
+    target.add_elements(values)
 
 
 def _frozen_set(machine: Machine) -> None:
@@ -66,7 +67,7 @@ def _frozen_set(machine: Machine) -> None:
 def _stack_global(machine: Machine) -> None:
     name = machine.pop()
     module = machine.pop()
-    machine.push(machine.name(module, name))
+    machine.make(machine.name(module, name))
 
 
 def _reduce(machine: Machine) -> None:
@@ -131,16 +132,16 @@ _NO_ARGUMENT: Final[dict[str, Callable[[Machine], None]]] = {
     "NEWFALSE": lambda machine: machine.push(False),  # noqa: FBT003 - the value itself
     "NEXT_BUFFER": _buffer,
     "READONLY_BUFFER": _buffer,
-    "EMPTY_LIST": lambda machine: machine.push([]),
+    "EMPTY_LIST": lambda machine: machine.make([]),
     "APPEND": _append,
     "APPENDS": _appends,
-    "LIST": lambda machine: machine.push(machine.pop_mark()),
+    "LIST": lambda machine: machine.make(machine.pop_mark()),
     "EMPTY_TUPLE": lambda machine: machine.push(()),
-    "TUPLE": lambda machine: machine.push(tuple(machine.pop_mark())),
+    "TUPLE": lambda machine: machine.make(tuple(machine.pop_mark())),
     "TUPLE1": _tuple_of(1),
     "TUPLE2": _tuple_of(2),
     "TUPLE3": _tuple_of(3),
-    "EMPTY_DICT": lambda machine: machine.push({}),
+    "EMPTY_DICT": lambda machine: machine.make({}),
     "DICT": lambda machine: machine.new_dict(machine.pop_mark()),
     "SETITEM": _set_item,
     "SETITEMS": lambda machine: machine.set_items(machine.pop_mark()),
@@ -158,7 +159,7 @@ _NO_ARGUMENT: Final[dict[str, Callable[[Machine], None]]] = {
     "OBJ": _obj,
     "NEWOBJ": _reduce,
     "NEWOBJ_EX": _newobj_ex,
-    "BINPERSID": lambda machine: machine.push(Persistent(machine.pop(), machine.offset)),
+    "BINPERSID": lambda machine: machine.make(Persistent(machine.pop(), machine.offset)),
 }
 _VALUES: Final = (
     *("INT", "BININT", "BININT1", "BININT2", "LONG", "LONG1", "LONG4", "FLOAT", "BINFLOAT"),
@@ -170,9 +171,9 @@ _WITH_ARGUMENT: Final[dict[str, Callable[[Machine, Any], None]]] = {
     **dict.fromkeys(["GET", "BINGET", "LONG_BINGET"], Machine.recall),
     **dict.fromkeys(["PUT", "BINPUT", "LONG_BINPUT"], Machine.remember),
     **dict.fromkeys(["EXT1", "EXT2", "EXT4"], _extension),
-    "GLOBAL": lambda machine, names: machine.push(machine.name(*names)),
+    "GLOBAL": lambda machine, names: machine.make(machine.name(*names)),
     "INST": _inst,
-    "PERSID": lambda machine, text: machine.push(Persistent(text, machine.offset)),
+    "PERSID": lambda machine, text: machine.make(Persistent(text, machine.offset)),
     "PROTO": _protocol,
     "FRAME": _frame,
 }
@@ -217,6 +218,8 @@ def run(source: RangedSource, start: int, ledger: Ledger | None = None) -> tuple
     name = ""
     try:
         while True:
+            name = ""
+            run_ahead(machine)
             at = feed.at
             machine.offset = feed.base + at
             if at < len(feed.buffer):
@@ -235,6 +238,8 @@ def run(source: RangedSource, start: int, ledger: Ledger | None = None) -> tuple
     except CorruptionError as error:
         raise CorruptionError(f"byte {machine.offset} of the pickle, {name}: {error}", rule=error.rule) from None
     except LimitError as error:
-        raise LimitError(f"byte {machine.offset} of the pickle, {name}: {error}") from None
+        # Of what was run ahead, there is no opcode to tell.
+        at_opcode = f", {name}" if name else ""
+        raise LimitError(f"byte {machine.offset} of the pickle{at_opcode}: {error}") from None
     except MemoryError:
         raise LimitError(f"byte {machine.offset} of the pickle, {name}: there is not enough memory") from None

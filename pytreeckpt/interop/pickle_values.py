@@ -31,16 +31,39 @@ class Instance:
     """An object in parts: what the pickle would have called, with what, and what it would have put in afterwards.
 
     `offset`: where in the pickle it is made. `states`: what BUILD gives it; `elements`: what APPENDS or ADDITEMS do;
-    `pairs`: keys and values of SETITEMS by turns.
+    `pairs`: keys and values of SETITEMS by turns. Most have none of these, and no lists for them either.
     """
 
     callee: object
     args: tuple[Any, ...]
     offset: int
     keywords: dict[Any, Any] | None = None
-    states: list[Any] = field(default_factory=list)
-    elements: list[Any] = field(default_factory=list)
-    pairs: list[Any] = field(default_factory=list)
+    states: list[Any] | tuple[Any, ...] = ()
+    elements: list[Any] | tuple[Any, ...] = ()
+    pairs: list[Any] | tuple[Any, ...] = ()
+
+    @property
+    def is_bare(self) -> bool:
+        """Whether there is nothing but positional arguments."""
+        return not (self.states or self.keywords or self.elements or self.pairs)
+
+    def add_state(self, state: object) -> None:
+        """BUILD."""
+        if isinstance(self.states, tuple):
+            self.states = []
+        self.states.append(state)
+
+    def add_elements(self, values: list[Any]) -> None:
+        """APPENDS and ADDITEMS."""
+        if isinstance(self.elements, tuple):
+            self.elements = []
+        self.elements.extend(values)
+
+    def add_pairs(self, items: list[Any]) -> None:
+        """SETITEMS."""
+        if isinstance(self.pairs, tuple):
+            self.pairs = []
+        self.pairs.extend(items)
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -1,11 +1,13 @@
 """Values as a pickle of protocol 2, which torch reads with and without `weights_only`. Only data is written: the
-globals are named by whoever builds the value, from a closed list.
+globals are named by whoever builds the value, from a closed list. That they are names is checked here too, for in a
+pickle a line break ends one, and what follows is run.
 
 Pickle's own documentation of the opcodes is in Lib/pickletools.py. Nothing recurses.
 """
 
 from __future__ import annotations
 
+import re
 import struct
 from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -13,16 +15,18 @@ from typing import Any, Final
 
 import numpy as np
 
+from pytreeckpt.errors import UnsupportedTypeError
 from pytreeckpt.wire import Buffer
 
 _BATCH: Final = 1000
 _TUPLES: Final = {0: b")", 1: b"\x85", 2: b"\x86", 3: b"\x87"}
 _CONSTANTS: Final[dict[object, bytes]] = {None: b"N", False: b"\x89", True: b"\x88"}
 _HALF: Final = 0x80
+_DOTTED: Final = re.compile(r"[A-Za-z_][A-Za-z0-9_]*(\.[A-Za-z_][A-Za-z0-9_]*)*")
 
 
 @dataclass(frozen=True, slots=True)
-class Global:
+class Name:
     """A function or class by its name, as Python 2 called it where that is another."""
 
     module: str
@@ -33,7 +37,7 @@ class Global:
 class Call:
     """What calling a global with these arguments gives; then `items` are set in it, and `state` is given to it."""
 
-    function: Global
+    function: Name
     arguments: tuple[object, ...]
     items: dict[Any, Any] | None = None
     state: object = None
@@ -42,7 +46,7 @@ class Call:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Persistent:
+class Found:
     """What the reader finds under this id."""
 
     id: tuple[object, ...]
@@ -78,14 +82,14 @@ class _Remember:
     key: Hashable
 
 
-BYTES: Final = Global("_codecs", "encode")
+BYTES: Final = Name("_codecs", "encode")
 
 
 def encode_pickle(value: object, expand: Callable[[Any], object]) -> list[bytes | LongBytes]:
     """The parts of a pickle.
 
     `expand(value)` is asked about all but Python's own plain types, tuples, lists, dicts and the records of this
-    module, and gives one level in terms of these.
+    module, and gives one level in terms of these. Raises `UnsupportedTypeError` for a `Name` that is none.
     """
     writer = _Writer(expand)
     writer.run(value)
@@ -144,7 +148,7 @@ class _Writer:
             elif cls is bytes:
                 stack.append(Call(BYTES, (item.decode("latin-1"), "latin1")))
             elif cls is complex:
-                stack.append(Call(Global("__builtin__", "complex"), (item.real, item.imag)))
+                stack.append(Call(Name("__builtin__", "complex"), (item.real, item.imag)))
             elif cls is tuple:
                 code = _TUPLES.get(len(item))
                 self.code += b"" if code else b"("
@@ -164,14 +168,16 @@ class _Writer:
         self.code += b"."
 
     def record(self, item: Any, cls: type, stack: list[Any]) -> None:
-        if cls is Global:
+        if cls is Name:
             if not self.recalled(item):
+                if not (_DOTTED.fullmatch(item.module) and _DOTTED.fullmatch(item.name)):
+                    raise UnsupportedTypeError(f"{item.module!r}, {item.name!r} is no name of a class or function")
                 self.code += f"c{item.module}\n{item.name}\n".encode()
                 self.remember(item)
         elif cls is Once:
             if not self.recalled(item.key):
                 stack.extend((_Remember(item.key), item.value))
-        elif cls is Persistent:
+        elif cls is Found:
             stack.extend((_Code(b"Q"), item.id))
         elif cls is Call:
             if item.state is not None:

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Any
+import re
+from typing import Any, Final
 
 from pytreeckpt.interop.foreign import ForeignTree
 from pytreeckpt.interop.pickle_loading import load_from
 from pytreeckpt.interop.torch_legacy import plain_vocabulary
 from pytreeckpt.reading import BytesSource, RangedSource
+
+# Protocols 2 to 5 begin with their number. Those before, such as all of what Python 2 wrote if not told otherwise, only
+# with their first value: a dict or list that goes into the memo, or the name of a class.
+_BEGINNINGS: Final = re.compile(
+    rb"\x80[\x02-\x05]|\([dl]p[0-9]+\n|[}\]](?:q|r...\x00)|\(?[ci][A-Za-z_][\w.]*\n[A-Za-z_][\w.]*\n", re.DOTALL
+)
+
+
+def begins_as_pickle(head: bytes) -> bool:
+    """Whether a file with this beginning may be a pickle, which reading all of it tells."""
+    return _BEGINNINGS.match(head) is not None
 
 
 def load_pickle(data: bytes) -> Any:

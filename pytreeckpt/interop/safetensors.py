@@ -19,10 +19,12 @@ import numpy as np
 from pytreeckpt.dtypes import AnyDType
 from pytreeckpt.errors import CorruptionError, LimitError, UnsupportedTypeError
 from pytreeckpt.geometry import Shape
+from pytreeckpt.index import MAX_RANK
 from pytreeckpt.interop.foreign import Folder, ForeignArray, ForeignTree, contiguous
 from pytreeckpt.interop.json_documents import is_text, parse_json
+from pytreeckpt.interop.registered import registered
 from pytreeckpt.limits import current_limits
-from pytreeckpt.objects import ClassKind, ObjectType, Record
+from pytreeckpt.objects import Record
 from pytreeckpt.reading import RangedSource, read
 
 MAX_HEADER_NBYTES: Final = 100_000_000
@@ -30,7 +32,6 @@ MAX_HEADER_NBYTES: Final = 100_000_000
 INDEX_SUFFIX: Final = ".safetensors.index.json"
 FILE_SUFFIX: Final = ".safetensors"
 METADATA: Final = "__metadata__"
-_MAX_RANK: Final = 64
 
 # Bits of an item and the numpy dtype, if there is one; in the order of the enum in tensor.rs, by which the tensors of a
 # file are sorted.
@@ -64,9 +65,6 @@ DTYPES: Final[Mapping[str, AnyDType]] = {
     name: np.dtype(type_).newbyteorder("<") for name, (_, type_) in _TABLE.items() if type_ is not None
 }
 """The numpy dtype of each that has one."""
-PACKED_TYPE: Final = ObjectType(
-    ClassKind.WRAPPER, "torch.PackedTensor", ("data", "dtype", "shape", "requires_grad", "parameter")
-)
 F4_NAME: Final = "float4_e2m1fn_x2"
 """What torch calls two F4 numbers in a byte."""
 
@@ -91,10 +89,9 @@ class Entry:
     stop: int
 
 
-def is_safetensors(head: bytes, nbytes: int) -> bool:
-    """Whether a file of `nbytes` bytes that begins with `head` (9 bytes are enough) can be one."""
-    length = int.from_bytes(head[:8], "little")
-    return len(head) >= 9 and head[8:9] == b"{" and 2 <= length <= min(MAX_HEADER_NBYTES, nbytes - 8)
+def is_safetensors(head: bytes) -> bool:
+    """Whether a file that begins with `head` (9 bytes are enough) is one, whole or cut off."""
+    return len(head) >= 9 and head[8:9] == b"{" and 2 <= int.from_bytes(head[:8], "little") <= MAX_HEADER_NBYTES
 
 
 def read_header(source: RangedSource) -> Header:
@@ -159,8 +156,8 @@ def _shape(name: str, extents: Sequence[object]) -> Shape:
         if type(extent) is not int or not 0 <= extent < 1 << 63:
             raise _corrupt(f"tensor {name[:80]!r}: an extent of its shape is no integer from 0 to 2**63 − 1")
         shape.append(extent)
-    if len(shape) > _MAX_RANK:
-        raise UnsupportedTypeError(f"tensor {name[:80]!r} has {len(shape)} axes; numpy holds {_MAX_RANK}")
+    if len(shape) > MAX_RANK:
+        raise UnsupportedTypeError(f"tensor {name[:80]!r} has {len(shape)} axes; numpy holds {MAX_RANK}")
     return tuple(shape)
 
 
@@ -210,7 +207,7 @@ def _leaf(source: RangedSource, name: str, entry: Entry) -> ForeignArray | Recor
         )
     shape = (*entry.shape[:-1], entry.shape[-1] // 2)
     data = contiguous(source, entry.start, octets, shape)
-    return Record(PACKED_TYPE, [data, F4_NAME, shape, False, False])
+    return registered("torch.PackedTensor", [data, F4_NAME, shape, False, False])
 
 
 def _tied_notes(header: Header) -> list[str]:
@@ -261,10 +258,7 @@ def read_safetensors_folder(folder: Folder, index: str | None = None) -> Foreign
     shards: dict[str, dict[str, object]] = {}
     of_shards: dict[str, Mapping[str, str]] = {}
     notes: list[str] = []
-    meant: dict[str, set[str]] = {}
-    for name, shard in weight_map.items():
-        meant.setdefault(shard, set()).add(name)
-    for shard, names in meant.items():
+    for shard, names in names_by_shard(weight_map).items():
         source = folder.open(parent + shard)
         sources.append(source)
         header = read_header(source)
@@ -295,6 +289,14 @@ def read_index(source: RangedSource, name: str) -> tuple[dict[str, str], dict[st
         if not is_text(tensor) or not is_text(shard):
             raise _corrupt(f"{name}: the weight_map is not an object of texts")
     return weight_map, metadata
+
+
+def names_by_shard(weight_map: Mapping[str, str]) -> dict[str, set[str]]:
+    """The tensors that an index says each file has, in its order."""
+    meant: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        meant.setdefault(shard, set()).add(name)
+    return meant
 
 
 def _check_shard(shard: str, names: set[str], meant: set[str]) -> None:

@@ -25,9 +25,9 @@ from pytreeckpt.interop.layouts import check_array
 from pytreeckpt.interop.pickle_loading import load_from
 from pytreeckpt.interop.torch_files import read_torch
 from pytreeckpt.interop.torch_storages import DTYPE_NAMES, dtype_of
-from pytreeckpt.interop.torch_tensors import tensor_record
+from pytreeckpt.interop.torch_tensors import damaged, name_of, tensor_record
 from pytreeckpt.limits import current_limits
-from pytreeckpt.objects import Record, fields_of, record_expansion
+from pytreeckpt.objects import Record, fields_of
 from pytreeckpt.reading import RangedSource
 
 METADATA: Final = ".metadata"
@@ -66,7 +66,7 @@ def read_distributed(folder: Folder) -> ForeignTree:
     metadata = _fields(tree, _METADATA, "the metadata")
     entries = metadata.get("state_dict_metadata")
     if type(entries) is not dict or not all(type(name) is str for name in entries):
-        raise _damaged("the metadata has no table of what was saved")
+        raise damaged("the metadata has no table of what was saved")
     reading = _Reading(folder, _items(metadata.get("storage_data")))
     values = {name: reading.value(name, entry) for name, entry in entries.items()}
     facts = {"version": metadata.get("version")}
@@ -87,12 +87,14 @@ class _Reading:
         self._folder = folder
         self._items = items
         self.files: dict[str, RangedSource] = {}
+        # Bytes that no item has taken yet, by file: to read all items is to read each file once.
+        self._left: dict[str, int] = {}
         self.notes: dict[str, None] = {}
         self.checks: list[Check] = []
 
     def value(self, name: str, entry: object) -> object:
         """What was saved under a name: a tensor, or any other object."""
-        kind = _type_name(entry)
+        kind = name_of(entry)
         if kind == _BYTES:
             return self._item(name, None)
         return self._tensor(name, _fields(entry, _TENSOR, f"the entry of {name}"))
@@ -101,15 +103,19 @@ class _Reading:
         place = self._items.get((name, offset))
         where = name if offset is None else f"{name} at {list(offset)}"
         if place is None:
-            raise _damaged(f"the metadata does not say where {where} is")
+            raise damaged(f"the metadata does not say where {where} is")
         if place.file not in self.files:
             self.files[place.file] = self._folder.open(place.file)
+            self._left[place.file] = self.files[place.file].nbytes
         file = self.files[place.file]
         if place.start + place.nbytes > file.nbytes:
-            raise _damaged(
+            raise damaged(
                 f"{where} should be bytes {place.start} to {place.start + place.nbytes} of {place.file}, which has "
                 f"{file.nbytes}"
             )
+        self._left[place.file] -= place.nbytes
+        if self._left[place.file] < 0:
+            raise damaged(f"{where} shares its bytes of {place.file} with other items: together, they have more")
         try:
             found = read_torch(Window(file, place.start, place.nbytes))
         except CorruptionError as error:
@@ -125,37 +131,32 @@ class _Reading:
         chunks = entry.get("chunks")
         dtype = _dtype_name(entry.get("properties"))
         if shape is None or type(chunks) is not list or dtype is None or dtype not in DTYPE_NAMES:
-            raise _damaged(f"the entry of the tensor {name} has no size, dtype or chunks")
+            raise damaged(f"the entry of the tensor {name} has no size, dtype or chunks")
         boxes = [_box(name, chunk, shape) for chunk in chunks]
+        if len({box.offset for box in boxes}) != len(boxes):
+            # Each would be read before it is known that they overlap.
+            raise damaged(f"the chunks of {name} overlap: two are at one place")
         pieces: list[Piece] = []
         for box in boxes:
             part = _fields(self._item(name, box.offset), None, f"{name} at {list(box.offset)}").get("data")
             if not isinstance(part, ForeignArray) or part.shape != box.shape or part.dtype != dtype_of(dtype):
-                raise _damaged(
+                raise damaged(
                     f"{name} at {list(box.offset)} is not the tensor of {dtype}{list(box.shape)} that it should be"
                 )
-            pieces += [Piece(box, piece.source, piece.offset, piece.strides) for piece in part.pieces]
+            pieces += [piece._replace(box=box) for piece in part.pieces]
         # Each is an array of its own: nothing says which were shared.
         data = ForeignArray(dtype_of(dtype), shape, tuple(pieces), ("torch distributed", name))
         try:
             check_array(data)
         except CorruptionError as error:
-            raise _damaged(f"the chunks of {name}: {error}") from None
+            raise damaged(f"the chunks of {name}: {error}") from None
         return tensor_record(data, dtype)
-
-
-def _damaged(what: str) -> CorruptionError:
-    return CorruptionError(what, rule="torch")
-
-
-def _type_name(value: object) -> str | None:
-    return record_expansion(value).type.name if isinstance(value, Record) else None
 
 
 def _fields(value: object, name: str | None, what: str) -> Mapping[str, Any]:
     """The fields of a record of this name (None: of any)."""
-    if not isinstance(value, Record) or name not in {None, _type_name(value)}:
-        raise _damaged(f"{what} is a {_type_name(value) or type(value).__name__}, and should be a {name or 'tensor'}")
+    if not isinstance(value, Record) or name not in {None, name_of(value)}:
+        raise damaged(f"{what} is a {name_of(value) or type(value).__name__}, and should be a {name or 'tensor'}")
     return fields_of(value)
 
 
@@ -167,7 +168,7 @@ def _items(table: object) -> dict[_Key, _Item]:
         case Record() if list(table) == ["pairs"]:
             pairs = table["pairs"]
         case _:
-            raise _damaged("the metadata has no table of where the items are; was it written by another storage?")
+            raise damaged("the metadata has no table of where the items are; was it written by another storage?")
     items: dict[_Key, _Item] = {}
     for index, info in pairs:
         key = _fields(index, _INDEX, "the index of an item")
@@ -176,16 +177,16 @@ def _items(table: object) -> dict[_Key, _Item]:
         file, start, nbytes = (place.get(field) for field in ("relative_path", "offset", "length"))
         at = None if offset is None else shape_of(offset)
         if type(name) is not str or (at is None) != (offset is None):
-            raise _damaged("the index of an item has no name, or an offset that is none")
+            raise damaged("the index of an item has no name, or an offset that is none")
         if type(file) is not str or type(start) is not int or type(nbytes) is not int or start < 0 or nbytes < 0:
-            raise _damaged(f"the place of {name} is not some bytes of a file")
+            raise damaged(f"the place of {name} is not some bytes of a file")
         if place.get("transform_descriptors"):
             raise UnsupportedTypeError(
                 f"{name} was written through the extensions {place['transform_descriptors']!r}, which are not read "
                 "here; load it with torch and save it without them"
             )
         if (name, at) in items:
-            raise _damaged(f"the metadata has two places for {name}")
+            raise damaged(f"the metadata has two places for {name}")
         items[name, at] = _Item(file, start, nbytes)
     return items
 
@@ -197,7 +198,7 @@ def _dtype_name(properties: object) -> str | None:
     fields = fields_of(properties)
     state = fields.get("state")
     dtype = state[0] if type(state) is tuple and state else fields.get("dtype")
-    if _type_name(dtype) != "torch.dtype" or not isinstance(dtype, Record):
+    if name_of(dtype) != "torch.dtype" or not isinstance(dtype, Record):
         return None
     name = fields_of(dtype)["name"]
     return name if isinstance(name, str) else None
@@ -207,9 +208,9 @@ def _box(name: str, chunk: object, shape: Shape) -> Box:
     fields = _fields(chunk, _CHUNK, f"a chunk of {name}")
     offset, sizes = shape_of(fields.get("offsets")), shape_of(fields.get("sizes"))
     if offset is None or sizes is None or not len(offset) == len(sizes) == len(shape):
-        raise _damaged(f"a chunk of {name} has no offsets and sizes of its rank")
+        raise damaged(f"a chunk of {name} has no offsets and sizes of its rank")
     if any(start + extent > whole for start, extent, whole in zip(offset, sizes, shape, strict=True)):
-        raise _damaged(f"the chunk of {name} at {list(offset)} of shape {list(sizes)} is not within {list(shape)}")
+        raise damaged(f"the chunk of {name} at {list(offset)} of shape {list(sizes)} is not within {list(shape)}")
     return Box(offset, sizes)
 
 
@@ -218,7 +219,7 @@ def _nested(values: Mapping[str, object], paths: object) -> object:
     if paths is None:
         return dict(values)
     if type(paths) is not dict:
-        raise _damaged("what the planner noted is not a table of paths")
+        raise damaged("what the planner noted is not a table of paths")
     root: dict[Any, Any] = {}
     # Lists are filled as dicts, by their indices: these are made in order, so those inside come later.
     lists: list[tuple[dict[Any, Any], Any]] = []
@@ -226,16 +227,16 @@ def _nested(values: Mapping[str, object], paths: object) -> object:
     for name, value in values.items():
         path = paths.get(name)
         if type(path) is not tuple or not path or not all(type(step) in {str, int} for step in path):
-            raise _damaged(f"what the planner noted has no path for {name}")
+            raise damaged(f"what the planner noted has no path for {name}")
         if len(path) > current_limits().depth:
             raise LimitError(f"the path of {name} is deeper than the limit of {current_limits().depth}")
         at = root
         for step, following in pairwise((*path, None)):
             if containers[id(at)] and (type(step) is not int or not 0 <= step < len(values)):
-                raise _damaged(f"the path of {name} has the index {step!r}, of a list of at most {len(values)} items")
+                raise damaged(f"the path of {name} has the index {step!r}, of a list of at most {len(values)} items")
             if following is None:
                 if step in at:
-                    raise _damaged(f"the path of {name} is that of something else as well")
+                    raise damaged(f"the path of {name} is that of something else as well")
                 at[step] = value
                 break
             if step not in at:
@@ -244,8 +245,14 @@ def _nested(values: Mapping[str, object], paths: object) -> object:
                 if type(following) is int:
                     lists.append((at, step))
             if containers.get(id(at[step])) is not (type(following) is int):
-                raise _damaged(f"the path of {name} leads through something else")
+                raise damaged(f"the path of {name} leads through something else")
             at = at[step]
+    n_items = sum(max(parent[key]) + 1 for parent, key in lists)
+    if n_items > current_limits().nodes:
+        raise LimitError(
+            f"the lists of the tree have {n_items} items, more than the limit of {current_limits().nodes}; raise it "
+            "with pytreeckpt.limits(nodes=…)"
+        )
     for parent, key in reversed(lists):
         items = parent[key]
         # As torch has it, what is between is None.

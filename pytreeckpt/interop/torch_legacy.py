@@ -48,14 +48,14 @@ class _LegacyStorages:
                 return cls
         wanted = storage_id(id_, with_view=True)
         itemsize = dtype_of(wanted.dtype).itemsize
-        root = _Root(wanted.dtype, wanted.count)
+        root = _Root(wanted.dtype, wanted.n_items)
         if self.roots.setdefault(wanted.key, root) != root:
             raise CorruptionError(f"the storage {wanted.key} has two dtypes or lengths", rule="torch")
-        start, count = 0, wanted.count
+        start, count = 0, wanted.n_items
         match wanted.view:
             case None:
                 pass
-            case (_, int() as start, int() as count) if start >= 0 and count >= 0 and start + count <= wanted.count:
+            case (_, int() as start, int() as count) if start >= 0 and count >= 0 and start + count <= wanted.n_items:
                 pass
             case _:
                 raise CorruptionError(f"a view of the storage {wanted.key} is not within it", rule="torch")
@@ -67,7 +67,7 @@ class _LegacyStorages:
 
 def read_legacy(source: RangedSource) -> ForeignTree:
     """An old file. Raises errors as `torch_files.read_torch`."""
-    tree, metadata, notes = _legacy(source, "legacy", vocabulary(None).internal, None)
+    tree, metadata, notes = _legacy(source, object(), vocabulary(None).internal, None)
     return ForeignTree("torch legacy", tree, metadata, notes)
 
 
@@ -124,7 +124,7 @@ def _load_from_bytes(instance: Instance, ledger: Ledger) -> object:
         return UNFIT
     source, start, nbytes = found
     ledger.spend(nbytes)
-    value = _legacy(Window(source, start, nbytes), ("pickled", object()), {}, ledger)[0]
+    value = _legacy(Window(source, start, nbytes), object(), {}, ledger)[0]
     return value if type(value) is Storage else UNFIT
 
 

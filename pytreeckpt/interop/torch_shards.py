@@ -11,7 +11,7 @@ from typing import Final
 
 from pytreeckpt.errors import CorruptionError
 from pytreeckpt.interop.foreign import Check, Folder, ForeignTree
-from pytreeckpt.interop.safetensors import read_index
+from pytreeckpt.interop.safetensors import names_by_shard, read_index
 from pytreeckpt.interop.torch_files import read_torch
 from pytreeckpt.reading import RangedSource
 
@@ -39,14 +39,11 @@ def read_torch_shards(folder: Folder, index: str | None = None) -> ForeignTree:
         raise _corrupt(f"the folder has no index {INDEX_SUFFIX} in it")
     document = folder.open(index)
     weight_map, metadata = read_index(document, index)
-    meant: dict[str, set[str]] = {}
-    for name, shard in weight_map.items():
-        meant.setdefault(shard, set()).add(name)
     sources: list[RangedSource] = [document]
     checks: list[Check] = []
     notes: list[str] = []
     shards: dict[str, Mapping[object, object]] = {}
-    for shard, names in meant.items():
+    for shard, names in names_by_shard(weight_map).items():
         sources.append(folder.open(shard))
         found = read_torch(sources[-1])
         if not isinstance(found.tree, dict) or found.tree.keys() != names:

@@ -5,14 +5,13 @@ Source: `torch/serialization.py` (`persistent_id` in `_save` and `_legacy_save`)
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytreeckpt.errors import CorruptionError
 from pytreeckpt.interop.pickle_values import Global
 from pytreeckpt.interop.torch_storages import STORAGE_DTYPES
 
-_STORAGE_MODULES: Final = ("torch", "torch.storage", "torch.cuda", "torch.sparse")
+_STORAGE_MODULES: Final = frozenset(["torch", "torch.storage", "torch.cuda", "torch.sparse"])
 
 
 def _storage_dtype(value: object) -> str | None:
@@ -22,25 +21,33 @@ def _storage_dtype(value: object) -> str | None:
     return STORAGE_DTYPES.get(value.name)
 
 
-@dataclass(frozen=True, slots=True)
-class StorageId:
+class StorageId(NamedTuple):
     """A persistent id: the dtype of the storage, its key, and how many items it has."""
 
     dtype: str
     key: str
-    count: int
+    n_items: int
     view: object = None
 
 
 def storage_id(id_: object, *, with_view: bool) -> StorageId:
     """`("storage", class, key, location, count)`, and in old files the view that it is of that storage, or None."""
-    match id_:
-        case ("storage" | b"storage", cls, str() | int() as key, str() | bytes(), int() as count, *view) if (
-            type(count) is int and 0 <= count < 1 << 62 and len(view) == with_view
-        ):
-            dtype = _storage_dtype(cls)
-            if dtype is not None:
-                return StorageId(dtype, str(key), count, view[0] if view else None)
-            name = cls.full_name if type(cls) is Global else type(cls).__name__
-            raise CorruptionError(f"{name} is no class of storages", rule="torch")
-    raise CorruptionError("a persistent id is not that of a storage of torch", rule="torch")
+    if type(id_) is not tuple or len(id_) != (6 if with_view else 5):
+        raise CorruptionError(_NO_STORAGE, rule="torch")
+    kind, cls, key, location, count, *view = id_
+    if (
+        kind not in ("storage", b"storage")
+        or not isinstance(key, str | int)
+        or not isinstance(location, str | bytes)
+        or type(count) is not int
+        or not 0 <= count < 1 << 62
+    ):
+        raise CorruptionError(_NO_STORAGE, rule="torch")
+    dtype = _storage_dtype(cls)
+    if dtype is None:
+        name = cls.full_name if type(cls) is Global else type(cls).__name__
+        raise CorruptionError(f"{name} is no class of storages", rule="torch")
+    return StorageId(dtype, str(key), count, view[0] if view else None)
+
+
+_NO_STORAGE: Final = "a persistent id is not that of a storage of torch"

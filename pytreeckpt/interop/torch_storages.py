@@ -6,7 +6,7 @@ Sources: `torch/storage.py` (storage classes and dtypes), `torch/csrc/utils/byte
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping, Sequence
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,7 +14,7 @@ import ml_dtypes
 import numpy as np
 
 from pytreeckpt.dtypes import AnyDType
-from pytreeckpt.reading import RangedSource, read
+from pytreeckpt.reading import RangedSource
 
 _NUMPY: Final = (
     *("bool", "uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64"),
@@ -100,9 +100,14 @@ def dtype_of(name: str) -> AnyDType:
     return NUMPY_OF[name] if name in NUMPY_OF else BITS_OF[name]
 
 
+ITEM_NBYTES: Final[Mapping[str, int]] = {name: dtype_of(name).itemsize for name in DTYPE_NAMES.values()}
+"""How many bytes an item of each dtype of torch takes."""
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Storage:
-    """A storage: `nbytes` bytes at `start` of a source, shared by all storages and views with this key.
+    """A storage: `nbytes` bytes at `start` of a source, which has as many, shared by all storages and views with this
+    key: no other storage of anything that is read has it.
 
     `dtype` is the name of torch's dtype; `swapped` says that its numbers are big-endian.
     """
@@ -113,38 +118,6 @@ class Storage:
     nbytes: int
     dtype: str
     swapped: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Changed:
-    """A source whose items of `dtype`, from `start` on, are changed when they are read."""
-
-    source: RangedSource
-    start: int
-    dtype: AnyDType
-    change: Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]
-
-    @property
-    def nbytes(self) -> int:
-        """As many as there are from `start` on, in whole items."""
-        left = self.source.nbytes - self.start
-        return left - left % self.dtype.itemsize
-
-    def read_into(self, offset: int, buffers: Sequence[memoryview]) -> None:
-        """Read whole items, and copy what was asked for."""
-        size = self.dtype.itemsize
-        for buffer in buffers:
-            for at in range(0, len(buffer), _RUN_NBYTES):
-                part = buffer[at : at + _RUN_NBYTES]
-                low = (offset + at) // size * size
-                high = -(-(offset + at + len(part)) // size) * size
-                items = np.frombuffer(read(self.source, self.start + low, high - low), np.uint8)
-                changed = self.change(items.view(self.dtype)).view(np.uint8)
-                part[:] = changed[offset + at - low : offset + at - low + len(part)].data
-            offset += len(buffer)
-
-
-_RUN_NBYTES: Final = 1 << 22
 
 
 def swap(items: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:

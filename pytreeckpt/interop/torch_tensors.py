@@ -5,17 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, Final
 
-import numpy as np
-
+from pytreeckpt.arrays import AnyArray
 from pytreeckpt.errors import CorruptionError
+from pytreeckpt.geometry import whole
 from pytreeckpt.interop.constructors_numpy import shape_of
-from pytreeckpt.interop.foreign import ForeignArray, strided
+from pytreeckpt.interop.foreign import Change, ForeignArray, Piece, reach
 from pytreeckpt.interop.pickle_values import Instance, Ledger
 from pytreeckpt.interop.torch_storages import (
     BITS_OF,
+    ITEM_NBYTES,
     NUMPY_OF,
     QUANTIZED,
-    Changed,
     Storage,
     conjugate,
     dtype_of,
@@ -24,15 +24,16 @@ from pytreeckpt.interop.torch_storages import (
     swap,
 )
 from pytreeckpt.objects import REGISTERED, ClassKind, ObjectType, Record, fields_of, record_expansion
-from pytreeckpt.reading import RangedSource
 
 _MAX_OFFSET: Final = 1 << 63
 
 
+_TYPES: Final = {name: ObjectType(class_kind, name, fields or ()) for name, (class_kind, fields) in REGISTERED.items()}
+
+
 def registered(name: str, *values: object) -> Record:
     """A record of a registered type."""
-    class_kind, fields = REGISTERED[name]
-    return Record(ObjectType(class_kind, name, fields or ()), values)
+    return Record(_TYPES[name], values)
 
 
 def own(name: str, **values: object) -> Record:
@@ -67,38 +68,34 @@ def _view(
     items = dtype_of(dtype)
     if 0 in shape:
         return ForeignArray(items, shape, (), ("torch", object()))
-    place = (offset * items.itemsize, shape, tuple(step * items.itemsize for step in steps))
-    identity = ("torch", storage.key, *place, dtype, conj, neg)
-    source, base = _changed(storage, dtype, conj=conj, neg=neg)
+    itemsize = ITEM_NBYTES[dtype]
+    low = offset * itemsize
+    strides = tuple([step * itemsize for step in steps])
     # Of a storage within a larger source, only its own bytes.
-    low, nbytes = (
-        place[0],
-        sum(step * (extent - 1) for step, extent in zip(place[2], shape, strict=True)) + items.itemsize,
-    )
-    if low + nbytes > storage.nbytes:
-        raise damaged(f"a tensor lies at bytes {low} to {low + nbytes} of a storage of {storage.nbytes} bytes")
-    return strided(source, base + low, items, shape, place[2], identity=identity)
+    high = low + reach(shape, strides, itemsize)[1]
+    if high > storage.nbytes:
+        raise damaged(f"a tensor lies at bytes {low} to {high} of a storage of {storage.nbytes} bytes")
+    identity = ("torch", storage.key, low, shape, strides, dtype, conj, neg)
+    change = _change(storage, dtype, conj=conj, neg=neg) if storage.swapped or conj or neg else None
+    piece = Piece(whole(shape), storage.source, storage.start + low, strides, change)
+    return ForeignArray(items, shape, (piece,), identity)
 
 
-def _changed(storage: Storage, dtype: str, *, conj: bool, neg: bool) -> tuple[RangedSource, int]:
-    """The source of a storage's items, as they are meant, and where the first is."""
+def _change(storage: Storage, dtype: str, *, conj: bool, neg: bool) -> Change | None:
+    """What makes a storage's items what they are meant to be; None where they are."""
     items = dtype_of(dtype)
-    source: RangedSource = storage.source
-    changes: list[Callable[[np.ndarray[Any, Any]], np.ndarray[Any, Any]]] = []
+    steps: list[Callable[[AnyArray], AnyArray]] = []
     if storage.swapped and items.itemsize > 1:
-        changes.append(swap)
+        steps.append(swap)
     if conj:
         if not is_complex(items):
             raise damaged(f"a tensor of {dtype} is said to be conjugated")
-        changes.append(conjugate)
+        steps.append(conjugate)
     if neg:
         if dtype not in _SIGNED:
             raise damaged(f"a tensor of {dtype} is said to be negated")
-        changes.append(negate)
-    start = storage.start
-    for change in changes:
-        source, start = Changed(source, start, items, change), 0
-    return source, start
+        steps.append(negate)
+    return Change(items, tuple(steps)) if steps else None
 
 
 _SIGNED: Final = frozenset(NUMPY_OF) - {"bool", "float8_e8m0fnu"}

@@ -8,7 +8,7 @@ from pytreeckpt.reading import RangedSource, read
 _NBYTES = 64 << 10
 
 
-class Window:
+class Cursor:
     """Takes bytes one after the other, and steps over those that nobody asks for without reading them."""
 
     __slots__ = ("_buffer", "_source", "_start", "at", "nbytes")

@@ -22,22 +22,17 @@ from pytreeckpt.dtypes import AnyDType
 from pytreeckpt.errors import LimitError, UnsupportedTypeError
 from pytreeckpt.interop.flax_msgpack import CHUNKED, COMPLEX, NDARRAY, SCALAR
 from pytreeckpt.interop.outgoing import OutgoingArray, OutgoingScalar, c_order_pieces, outgoing, path_to
-from pytreeckpt.interop.writing import PlannedFile, WriteReport, check_options, publish_files
+from pytreeckpt.interop.registered import ARRAY_WRAPPERS, MAPPINGS, NAMESPACES, is_reserved
+from pytreeckpt.interop.writing import PlannedFile, StrPath, WriteReport, check_options, publish_files
 from pytreeckpt.objects import NamedTupleRecord, Record, record_expansion
 from pytreeckpt.storage import LocalStorage
 from pytreeckpt.wire import Buffer
-
-StrPath = str | os.PathLike[str]
 
 MAX_CHUNK_NBYTES: Final = 1 << 30
 """As in flax."""
 # Of 4 bytes a character, as many as msgpack can count.
 _MAX_TEXT: Final = 1 << 30
 _FIXED_EXT: Final = {1: 0xD4, 2: 0xD5, 4: 0xD6, 8: 0xD7, 16: 0xD8}
-_ARRAY_WRAPPERS: Final = frozenset(["torch.Tensor", "torch.nn.Parameter", "torch.nn.Buffer", "jax.Array"])
-_DICT_WRAPPERS: Final = frozenset(["python.OrderedDict", "python.defaultdict", "python.Counter"])
-_NAMESPACES: Final = frozenset(["python.Namespace", "python.SimpleNamespace"])
-_RESERVED: Final = ("python.", "numpy.", "torch.", "jax.")
 
 Part = bytes | Callable[[], Iterable[Buffer]]
 
@@ -139,11 +134,11 @@ def _key(key: object) -> str:
 
 def _record(record: Record) -> Mapping[str, Any] | None:
     type_, values = record_expansion(record).type, record_expansion(record).children
-    if type_.name in _DICT_WRAPPERS:
+    if type_.name in MAPPINGS and isinstance(values[0], dict):
         return _children(values[0])
-    if type_.name in _ARRAY_WRAPPERS and isinstance(values[0], OutgoingArray):
+    if type_.name in ARRAY_WRAPPERS and isinstance(values[0], OutgoingArray):
         return _children(values[0])
-    if type_.name.startswith(_RESERVED) and type_.name not in _NAMESPACES:
+    if is_reserved(type_.name) and type_.name not in NAMESPACES:
         raise UnsupportedTypeError(f"a {type_.name} is nothing that flax's msgpack holds; convert it or leave it out")
     return dict(zip(type_.fields, values, strict=True))
 

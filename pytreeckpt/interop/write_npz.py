@@ -17,14 +17,12 @@ from pytreeckpt.commit import Durability, IfExists
 from pytreeckpt.dtypes import AnyDType
 from pytreeckpt.errors import LimitError, UnsupportedTypeError
 from pytreeckpt.interop.naming import NamedArray, Names, named_arrays
-from pytreeckpt.interop.npz import MAGIC
+from pytreeckpt.interop.npz import MAGIC, SUFFIX
 from pytreeckpt.interop.outgoing import OutgoingArray, c_order_pieces, outgoing, stored_pieces
-from pytreeckpt.interop.writing import PlannedFile, WriteReport, check_options, publish_files
-from pytreeckpt.interop.zip_writing import ZipMember, zip_pieces
+from pytreeckpt.interop.writing import PlannedFile, StrPath, WriteReport, check_options, publish_files
+from pytreeckpt.interop.zip_writing import ZipMember, plan_zip
 from pytreeckpt.storage import LocalStorage
 from pytreeckpt.wire import Buffer
-
-StrPath = str | os.PathLike[str]
 
 _ALIGNMENT: Final = 64
 # numpy leaves room for the longest axis to grow in place.
@@ -68,8 +66,14 @@ def plan_npz(arrays: Sequence[NamedArray], *, compressed: bool) -> Callable[[], 
             f"{len(refused)} arrays have a dtype that numpy does not read back from its files; convert them, for "
             "example to float32, or view them as unsigned integers:\n  " + "\n  ".join(refused[:20])
         )
-    members = [_member(each, compressed=compressed) for each in arrays]
-    return lambda: zip_pieces(members)
+    names = {each.name for each in arrays}
+    for name in names:
+        if name + SUFFIX in names:
+            raise UnsupportedTypeError(
+                f"numpy keeps {name!r} as {name + SUFFIX!r}, which is a name too, and would find only one of the two; "
+                "rename one of them"
+            )
+    return plan_zip([_member(each, compressed=compressed) for each in arrays])
 
 
 def _is_kept(named: NamedArray) -> bool:
@@ -88,15 +92,15 @@ def _member(named: NamedArray, *, compressed: bool) -> ZipMember:
 
     def pieces() -> Iterator[Buffer]:
         yield header
-        yield from stored_pieces(named.array) if _is_fortran(named.array) else c_order_pieces(named.array)
+        yield from stored_pieces(named.array) if named.array.is_fortran else c_order_pieces(named.array)
 
-    return ZipMember(f"{named.name}.npy", pieces, len(header) + named.array.nbytes, compressed)
+    return ZipMember(named.name + SUFFIX, pieces, len(header) + named.array.nbytes, compressed)
 
 
 def npy_header(array: OutgoingArray) -> bytes:
     """The bytes of a `.npy` before the items, as numpy writes them."""
     descr = _shown(array.dtype)
-    fortran = _is_fortran(array)
+    fortran = array.is_fortran
     text = f"{{'descr': {descr}, 'fortran_order': {fortran}, 'shape': {array.shape!r}, }}"
     if array.shape:
         text += " " * (_GROWTH_DIGITS - len(repr(array.shape[-1 if fortran else 0])))
@@ -123,7 +127,3 @@ def _fits_latin(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
-
-
-def _is_fortran(array: OutgoingArray) -> bool:
-    return len(array.shape) > 1 and array.axes == tuple(reversed(range(len(array.shape))))

@@ -30,11 +30,9 @@ from pytreeckpt.interop.safetensors import (
     METADATA,
     read_index,
 )
-from pytreeckpt.interop.writing import PlannedFile, WriteReport, check_options, publish_files
+from pytreeckpt.interop.writing import PlannedFile, StrPath, WriteReport, check_options, publish_files
 from pytreeckpt.storage import LocalStorage, Storage
 from pytreeckpt.wire import Buffer
-
-StrPath = str | os.PathLike[str]
 
 _NAME_OF: Final = {dtype: name for name, dtype in DTYPES.items()}
 _RANKS: Final = {name: rank for rank, name in enumerate(BITS)}

@@ -16,12 +16,10 @@ from pytreeckpt.errors import UnsupportedTypeError
 from pytreeckpt.interop.outgoing import OutgoingArray, outgoing, path_to, stored_pieces
 from pytreeckpt.interop.pickle_writing import encode_pickle, most_nbytes, pickle_pieces
 from pytreeckpt.interop.torch_pickling import TorchObjects
-from pytreeckpt.interop.writing import PlannedFile, WriteReport, check_options, publish_files
-from pytreeckpt.interop.zip_writing import ZipMember, zip_pieces
+from pytreeckpt.interop.writing import PlannedFile, StrPath, WriteReport, check_options, publish_files
+from pytreeckpt.interop.zip_writing import ZipMember, plan_zip
 from pytreeckpt.storage import LocalStorage
 from pytreeckpt.wire import Buffer
-
-StrPath = str | os.PathLike[str]
 
 _ALIGNMENT: Final = 64
 # One name for all, so that the same tree gives the same bytes.
@@ -67,7 +65,7 @@ def plan_torch(tree: object) -> Callable[[], Iterator[Buffer]]:
         *(_storage(number, array) for number, array in enumerate(objects.storages)),
         _small("version", b"3\n"),
     ]
-    return lambda: zip_pieces(members, alignment=_ALIGNMENT)
+    return plan_zip(members, alignment=_ALIGNMENT)
 
 
 def _small(name: str, content: bytes) -> ZipMember:

@@ -7,6 +7,7 @@ last one is the one that names the others, so that whatever happens, what can be
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Generator, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Final, get_args
@@ -16,6 +17,8 @@ from pytreeckpt.errors import CheckpointExistsError, NotDurableError, Pytreeckpt
 from pytreeckpt.storage import Storage
 from pytreeckpt.wire import Buffer
 from pytreeckpt.writer import publish
+
+StrPath = str | os.PathLike[str]
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,6 +6,7 @@ bytes is asked for; the last few that were are kept, because parts of one array 
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
@@ -17,7 +18,8 @@ import numpy as np
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.dtypes import AnyDType, describe
 from pytreeckpt.errors import CorruptionError, LimitError, UnsupportedTypeError
-from pytreeckpt.interop.foreign import ForeignArray, contiguous
+from pytreeckpt.geometry import Shape
+from pytreeckpt.interop.foreign import ForeignArray, allocate, contiguous
 from pytreeckpt.limits import current_limits
 from pytreeckpt.reading import BytesSource, flat_bytes
 
@@ -31,11 +33,16 @@ _ERRORS: Final = (ValueError, TypeError, LookupError, ArithmeticError, OSError, 
 
 @dataclass(frozen=True, slots=True)
 class ZarrStore:
-    """Where the arrays are: the path of a folder, whether it is an OCDBT database, and zarr's version 2 or 3."""
+    """Where the arrays are: the path of a folder, whether it is an OCDBT database, and zarr's version 2 or 3.
+
+    `is_complete`: all chunks were stored, also those that hold nothing but the fill value, so that one that is not
+    there is lost.
+    """
 
     path: str
     is_ocdbt: bool
     version: int
+    is_complete: bool
 
 
 @dataclass(slots=True)
@@ -48,10 +55,15 @@ class _Decoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _StoredArray:
-    """The bytes of an array in C order: a ranged source that decodes all of it when it is first read."""
+    """The bytes of an array in C order: a ranged source that decodes all of it when it is first read.
+
+    `nbytes`: all of its bytes.
+    """
 
     name: str
     store: Any = field(repr=False)
+    dtype: AnyDType
+    shape: Shape
     nbytes: int
     decoded: _Decoded = field(repr=False)
 
@@ -63,11 +75,10 @@ class _StoredArray:
         with self.decoded.lock:
             found = self.decoded.arrays.get(self.name)
             if found is None:
-                found = flat_bytes(_read(self.name, self.store))
-                if len(found) != self.nbytes:
-                    raise CorruptionError(
-                        f"array {self.name[:80]!r} has {len(found)} bytes, not {self.nbytes}", rule="zarr"
-                    )
+                # Allocated here: where memory ends, tensorstore would end the process.
+                items = allocate(self.shape, self.dtype)
+                _read(self.name, self.store, items)
+                found = flat_bytes(items)
                 self.decoded.arrays[self.name] = found
                 while len(self.decoded.arrays) > _KEPT:
                     self.decoded.arrays.popitem(last=False)
@@ -76,9 +87,12 @@ class _StoredArray:
         return found
 
 
-def _read(name: str, store: Any) -> AnyArray:
+def _read(name: str, store: Any, out: AnyArray) -> None:
+    """All items of an array into `out`, which has its shape and dtype."""
+    import tensorstore
+
     try:
-        return np.ascontiguousarray(store.read().result())
+        tensorstore.array(out, copy=False, write=True).write(store).result()
     except MemoryError:
         raise LimitError(f"array {name[:80]!r} needs more memory than there is") from None
     except _ERRORS as error:
@@ -125,9 +139,10 @@ def _spec(store: ZarrStore, name: str) -> dict[str, object]:
     path = f"{store.path.rstrip('/')}/"
     below = f"{name}/" if name else ""
     if store.is_ocdbt:
-        base = {"driver": "file", "path": path}
-        return {"driver": driver, "kvstore": {"driver": "ocdbt", "base": base, "path": below}}
-    return {"driver": driver, "kvstore": {"driver": "file", "path": path + below}}
+        kvstore = {"driver": "ocdbt", "base": {"driver": "file", "path": path}, "path": below}
+    else:
+        kvstore = {"driver": "file", "path": path + below}
+    return {"driver": driver, "kvstore": kvstore, "fill_missing_data_reads": not store.is_complete}
 
 
 def _foreign(name: str, array: Any, decoded: _Decoded) -> ForeignArray:
@@ -135,15 +150,26 @@ def _foreign(name: str, array: Any, decoded: _Decoded) -> ForeignArray:
     dtype: AnyDType = np.dtype(array.dtype.numpy_dtype)
     describe(dtype)
     shape = tuple(map(int, array.shape))
-    nbytes = dtype.itemsize
-    for extent in shape:
-        nbytes *= extent
+    nbytes = math.prod(shape) * dtype.itemsize
     if nbytes > current_limits().arrays_nbytes:
         raise LimitError(
             f"array {name[:80]!r} of {dtype}{list(shape)} has {nbytes} bytes, more than the limit of "
             f"{current_limits().arrays_nbytes}; raise it with pytreeckpt.limits(arrays_nbytes=…)"
         )
-    return contiguous(_StoredArray(name, array, nbytes, decoded), 0, dtype, shape)
+    _check_chunks(name, array, nbytes)
+    return contiguous(_StoredArray(name, array, dtype, shape, nbytes, decoded), 0, dtype, shape)
+
+
+def _check_chunks(name: str, array: Any, nbytes: int) -> None:
+    """Chunks are decoded whole, whatever of them is in the array; Orbax makes none that are larger than that."""
+    # None for an array without axes, which is one chunk.
+    chunk = array.chunk_layout.write_chunk.shape or ()
+    limit = max(nbytes, current_limits().chunk_nbytes)
+    if math.prod(chunk) * array.dtype.numpy_dtype.itemsize > limit:
+        raise LimitError(
+            f"array {name[:80]!r} has chunks of {list(chunk)} items, larger than itself and than the limit of "
+            f"{current_limits().chunk_nbytes} bytes; raise it with pytreeckpt.limits(chunk_nbytes=…)"
+        )
 
 
 def _damaged(name: str, error: Exception) -> CorruptionError:

@@ -1,14 +1,14 @@
 """The directory of a zip archive: which members it has, and where.
 
 Source: PKWARE's APPNOTE.TXT 6.3, sections 4.3 and 4.5.3 (zip64). An archive that could mean two things (two members of
-a name, members that overlap, a directory that is not where it is said to be) is refused.
+a name, members that overlap, a directory that is not where it is said to be) is refused; that a member has the same
+name in its own header is seen when that is read.
 """
 
 from __future__ import annotations
 
 import struct
-from dataclasses import dataclass, replace
-from typing import Final
+from typing import Final, NamedTuple
 
 from pytreeckpt.errors import CorruptionError, LimitError, UnsupportedTypeError
 from pytreeckpt.limits import current_limits
@@ -33,12 +33,12 @@ _ENCRYPTED: Final = 1 << 0 | 1 << 6 | 1 << 13
 _UTF_8: Final = 1 << 11
 STORED: Final = 0
 DEFLATED: Final = 8
+_METHODS: Final = frozenset([STORED, DEFLATED])
 # What deflate can make of a byte at most.
 _MAX_RATIO: Final = 1032
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """A row of the directory: `packed` bytes that become `nbytes`, after a header at `header` and before `limit`."""
 
     name: str
@@ -87,7 +87,7 @@ def _apart(entries: list[Entry], directory: int) -> list[Entry]:
                 f"the {entry.packed} bytes of the member {entry.name!r} at {entry.header} reach beyond {limit}",
                 rule="zip",
             )
-        entries[place] = replace(entry, limit=limit)
+        entries[place] = Entry(*entry[:-1], limit)
     return entries
 
 
@@ -163,14 +163,14 @@ def _entry(directory: bytes, at: int, limit: int) -> tuple[Entry, int]:
     if magic != _CENTRAL_MAGIC or end > len(directory):
         raise CorruptionError(f"the directory of the archive is damaged at byte {at}", rule="zip")
     name = _name(directory[name_at:extra_at], utf_8=bool(flags & _UTF_8))
-    if _FULL in {packed, nbytes, header} or disk == 0xFFFF:
+    if _FULL in (packed, nbytes, header) or disk == 0xFFFF:
         extra = directory[extra_at : extra_at + extra_nbytes]
         nbytes, packed, header, disk = _widened(name, extra, (nbytes, packed, header), disk)
     if disk:
         raise UnsupportedTypeError("the archive is one of several parts; join them first")
     if flags & _ENCRYPTED:
         raise UnsupportedTypeError(f"the member {name!r} of the archive is encrypted; decrypt it first")
-    if method not in {STORED, DEFLATED}:
+    if method not in _METHODS:
         raise UnsupportedTypeError(
             f"the member {name!r} is packed with method {method}, which is neither stored nor deflated; pack it anew"
         )
@@ -209,7 +209,8 @@ def _widened(name: str, extra: bytes, fields: tuple[int, int, int], disk: int) -
 
 def _name(raw: bytes, *, utf_8: bool) -> str:
     try:
-        name = raw.decode("utf-8" if utf_8 else "cp437")
+        # The same in all of them, and quick.
+        name = raw.decode("ascii" if raw.isascii() else "utf-8" if utf_8 else "cp437")
     except UnicodeDecodeError:
         raise CorruptionError(f"the name {raw[:80]!r} of a member is not UTF-8", rule="zip") from None
     # Otherwise it may be anything: it is a key here, and never a path.
@@ -219,10 +220,18 @@ def _name(raw: bytes, *, utf_8: bool) -> str:
 
 
 def data_start(source: RangedSource, entry: Entry) -> int:
-    """Where the bytes of a member begin, from the header before them."""
-    header = read(source, entry.header, _LOCAL.size)
-    magic, _, flags, method, _, _, _, _, _, name_nbytes, extra_nbytes = _LOCAL.unpack(header)
+    """Where the bytes of a member begin, from the header before them. Raises `CorruptionError` for one that is not that
+    of the member, its name included: one of the two is damaged, or means something else to other readers.
+    """
+    most = _LOCAL.size + len(entry.name.encode())
+    header = bytes(read(source, entry.header, min(most, entry.limit - entry.header)))
+    magic, _, flags, method, _, _, _, _, _, name_nbytes, extra_nbytes = _LOCAL.unpack_from(header)
     start = entry.header + _LOCAL.size + name_nbytes + extra_nbytes
     if magic != MAGIC or method != entry.method or flags & _ENCRYPTED or start + entry.packed > entry.limit:
         raise CorruptionError(f"the header of the member {entry.name!r} at byte {entry.header} is damaged", rule="zip")
+    name = _name(header[_LOCAL.size : _LOCAL.size + name_nbytes], utf_8=bool(flags & _UTF_8))
+    if name != entry.name:
+        raise CorruptionError(
+            f"the member {entry.name!r} is called {name[:80]!r} in its header at byte {entry.header}", rule="zip"
+        )
     return int(start)

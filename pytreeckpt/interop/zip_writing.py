@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from pytreeckpt.errors import UnsupportedTypeError
+from pytreeckpt.interop.json_documents import is_text
 from pytreeckpt.wire import Buffer
 
 _STORED: Final = 0
@@ -54,17 +55,29 @@ class _Written:
     offset: int
 
 
-def zip_pieces(members: Sequence[ZipMember], *, alignment: int = 1) -> Iterator[Buffer]:
-    """The bytes of an archive. The content of each member begins at a multiple of `alignment`.
+def plan_zip(members: Sequence[ZipMember], *, alignment: int = 1) -> Callable[[], Iterator[Buffer]]:
+    """What gives the bytes of an archive. The content of each member begins at a multiple of `alignment`.
 
-    Raises `UnsupportedTypeError` for a name that is too long.
+    Raises `UnsupportedTypeError`, here and at once, for a name that no reader would find again: one that is not made of
+    characters, that other programs end at a NUL, that is too long, or that two members have.
     """
+    seen: set[str] = set()
+    for member in members:
+        if not is_text(member.name) or "\0" in member.name:
+            raise UnsupportedTypeError(f"{member.name[:80]!r} cannot be the name of a member of a zip archive")
+        if len(member.name.encode()) > _LIMIT16 - alignment:
+            raise UnsupportedTypeError(f"{member.name[:80]!r}… is too long for the name of a member of a zip archive")
+        if member.name in seen:
+            raise UnsupportedTypeError(f"two members of a zip archive would be called {member.name[:80]!r}")
+        seen.add(member.name)
+    return lambda: _archive(members, alignment)
+
+
+def _archive(members: Sequence[ZipMember], alignment: int) -> Iterator[Buffer]:
     at = 0
     entries: list[_Written] = []
     for member in members:
         name = member.name.encode()
-        if len(name) > _LIMIT16 - alignment:
-            raise UnsupportedTypeError(f"{member.name[:80]!r}… is too long for the name of a member of a zip archive")
         # Deflate adds a little to what it cannot compress.
         is_large = member.most_nbytes + member.most_nbytes // 1000 + 1024 >= _LIMIT32
         header = _local_header(name, at, alignment, compressed=member.compressed, is_large=is_large)
@@ -72,7 +85,7 @@ def zip_pieces(members: Sequence[ZipMember], *, alignment: int = 1) -> Iterator[
         offset = at
         at += len(header)
         crc32 = raw = stored = 0
-        for piece in _counted(member):
+        for piece in _contents(member):
             crc32, raw = piece.crc32, piece.raw
             stored += len(piece.data)
             yield piece.data
@@ -94,7 +107,7 @@ class _Piece:
     raw: int
 
 
-def _counted(member: ZipMember) -> Iterator[_Piece]:
+def _contents(member: ZipMember) -> Iterator[_Piece]:
     crc32 = raw = 0
     deflate = zlib.compressobj(_LEVEL, zlib.DEFLATED, -zlib.MAX_WBITS) if member.compressed else None
     for piece in member.pieces():

@@ -297,6 +297,11 @@ def test_a_slice_of_a_stored_tensor_is_a_tensor_of_its_class_and_dtype(tmp_path)
         assert checkpoint["w"].shape == (10,)
         assert differences(checkpoint["w"][2:4], torch.nn.Parameter(torch.tensor([2.0, 3.0]))) == []
         assert differences(checkpoint["p"][2:4], tree["p"][2:4]) == []
+        assert differences(checkpoint["w"][::-3], torch.nn.Parameter(torch.tensor([9.0, 6.0, 3.0, 0.0]))) == []
+        assert (
+            differences(checkpoint["p"][::-1][::2], tree["p"].view(torch.uint8).flip(0)[::2].view(tree["p"].dtype))
+            == []
+        )
         assert isinstance(np.asarray(checkpoint["w"]), np.ndarray)
 
 

@@ -151,6 +151,7 @@ def wearing() -> dict[str, bytes]:
         "deep dicts": b"\x80\x02" + b"}K\x00" * 30_000 + b"N" + b"s" * 30_000 + b".",
         "deep key": asm.pickle_of(op("EMPTY_DICT"), op("EMPTY_TUPLE"), op("TUPLE1") * 100_000, b"N", op("SETITEM")),
         "deep calls": asm.pickle_of(asm.name("a", "B") * 30_000, b")", (op("REDUCE") + op("TUPLE1")) * 30_000),
+        "deep callees": asm.pickle_of(asm.name("a", "B"), (b")" + op("REDUCE")) * 30_000),
         "doubled lists": asm.pickle_of(_doubling(64, b"]", asm.list_of(get, get))),
         "doubled tuples": asm.pickle_of(_doubling(64, b")", get + get + op("TUPLE2"))),
         "doubled key": asm.pickle_of(_doubling(64, b")", get + get + op("TUPLE2")), op("POP"), asm.dict_of(get, b"N")),

@@ -34,7 +34,9 @@ def _in_memory(array: ForeignArray) -> np.ndarray:
     turned = np.ascontiguousarray(items.transpose(order)).reshape([items.shape[axis] for axis in order])
     dense = turned.transpose(np.argsort(order)) if order else turned
     strides = zip(dense.strides, array.pieces[0].strides, items.shape, strict=True)
-    return dense if all(a == b for a, b, extent in strides if extent > 1) else items
+    # In items, of which those in the file may have another size.
+    there = array.pieces[0].itemsize(array.dtype)
+    return dense if all(a // items.itemsize * there == b for a, b, extent in strides if extent > 1) else items
 
 
 def _items(source: Any) -> tuple[bytes, Any]:

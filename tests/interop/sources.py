@@ -4,12 +4,24 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from pytreeckpt import CheckpointNotFoundError
+from pytreeckpt import CheckpointNotFoundError, PytreeckptError
+from pytreeckpt.interop.archives import members
+from pytreeckpt.interop.torch_files import is_old_torch, is_torch_archive
 from pytreeckpt.reading import BytesSource
 
 
 def source(data: bytes) -> BytesSource:
     return BytesSource(memoryview(data))
+
+
+def is_torch(data: bytes) -> bool:
+    """Whether a file is one of torch's, new or old."""
+    if data.startswith(b"PK\x03\x04"):
+        try:
+            return is_torch_archive(members(source(data)))
+        except PytreeckptError:
+            return False
+    return is_old_torch(source(data))
 
 
 @dataclass(frozen=True)

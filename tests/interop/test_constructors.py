@@ -5,14 +5,17 @@ import math
 import pathlib
 import pickle
 import struct
+from collections import OrderedDict
 
+import ml_dtypes
 import numpy as np
 import pytest
 
 import pytreeckpt as ptc
-from pytreeckpt.interop.foreign import ForeignArray, read_whole
-from pytreeckpt.interop.pickles import load_pickle
+from pytreeckpt.interop.foreign import ForeignArray, read_region, read_whole
+from pytreeckpt.interop.pickles import load_pickle, read_pickle
 from pytreeckpt.objects import fields_of
+from pytreeckpt.reading import BytesSource
 from tests.exact import assert_same
 from tests.interop import hostile_pickles
 from tests.interop import pickle_assembler as asm
@@ -248,18 +251,59 @@ def test_dtypes_that_no_tree_has_are_records_and_their_arrays_are_not():
     assert found._type.name == "numpy._core.multiarray:_reconstruct"
 
 
-def test_arrays_of_devices_that_are_cast_are_paid_for():
-    body = asm.call(
-        asm.name("numpy._core.numeric", "_frombuffer"),
-        asm.raw(bytes(80_000)),
-        DTYPE,
-        tuple_of(integer(20_000)),
-        text("C"),
+def on_device(array, dtype):
+    """A tensor of a device over an array, as XLA pickles it."""
+    parts = [array, asm.name("torch", dtype), text("xla:0"), FALSE]
+    return asm.call(asm.name("torch._utils", "_rebuild_device_tensor_from_numpy"), *parts)
+
+
+def items_of(dtype, raw, count):
+    dtype = asm.call(asm.name("numpy", "dtype"), text(dtype), FALSE, TRUE)
+    return asm.call(
+        asm.name("numpy._core.numeric", "_frombuffer"), asm.raw(raw), dtype, tuple_of(integer(count)), text("C")
     )
-    cast = asm.call(
-        *(asm.name("torch._utils", "_rebuild_device_tensor_from_numpy"), op("BINGET", b"\0")),
-        *(asm.name("torch", "bfloat16"), text("xla:0"), FALSE),
+
+
+def test_arrays_of_devices_are_cast_when_they_are_read():
+    values = np.linspace(-3, 300, 20_000, dtype=np.float32)
+    cast = on_device(op("BINGET", b"\0"), "bfloat16")
+    body = [items_of("f4", values.tobytes(), len(values)), op("BINPUT", b"\0"), op("POP"), list_of(*[cast] * 200)]
+    found = load_pickle(asm.pickle_of(*body))
+    assert len(found) == 200
+    array = found[7].data
+    assert array.dtype == ml_dtypes.bfloat16
+    assert read_whole(array).tobytes() == values.astype(ml_dtypes.bfloat16).tobytes()
+    part = read_region(array, ptc.Box((500,), (700,)))
+    assert part.tobytes() == values[500:1200].astype(ml_dtypes.bfloat16).tobytes()
+    # Where its bytes are is where they were, for whoever keeps a checksum of them.
+    assert array.pieces[0].source is found[8].data.pieces[0].source
+
+
+@pytest.mark.parametrize(
+    ("items", "raw", "count", "dtype"),
+    [
+        ("U2", "ab".encode("utf-32-le"), 1, "float32"),
+        ("c8", bytes(8), 1, "float32"),
+        ("f4", bytes(8), 2, "complex64"),
+        ("f4", bytes(8), 2, "float8_e8m0fnu"),
+        ("V4", bytes(8), 2, "int32"),
+        ("M8", bytes(8), 1, "float32"),
+    ],
+)
+def test_what_cannot_be_cast_to_the_dtype_of_a_tensor_is_a_record(items, raw, count, dtype):
+    found = load_pickle(asm.pickle_of(on_device(items_of(items, raw, count), dtype)))
+    assert found._type.name == "torch._utils:_rebuild_device_tensor_from_numpy"
+
+
+def test_the_versions_in_a_state_dict_are_left_out_and_that_is_said():
+    state = OrderedDict(a=1)
+    state._metadata = {"": {"version": 1}}
+    data = pickle.dumps(state)
+    found = read_pickle(BytesSource(memoryview(data)))
+    assert_same(found.tree, OrderedDict(a=1))
+    assert found.notes == (
+        "the _metadata of a collections:OrderedDict, the versions of torch's modules, was left out (1 time)",
     )
-    data = asm.pickle_of(body, op("BINPUT", b"\0"), op("POP"), list_of(*[cast] * 200))
-    with pytest.raises(ptc.LimitError, match="refers to the same parts so often"):
-        load_pickle(data)
+    state.other = 2
+    found = read_pickle(BytesSource(memoryview(pickle.dumps(state))))
+    assert found.notes == ("the attributes of a collections:OrderedDict were left out (1 time)",)

@@ -180,6 +180,94 @@ def test_what_lies_far_apart_is_not_read_in_between(monkeypatch):
     assert max(high - low for low, high in source.ranges) <= 1 << 20
 
 
+def n_read(array):
+    """The bytes that reading an array takes, and how often something is read."""
+    source = array.pieces[0].source
+    source.ranges.clear()
+    read_whole(array)
+    return sum(high - low for low, high in source.ranges), len(source.ranges)
+
+
+@pytest.mark.parametrize(
+    ("shape", "strides"),
+    [((17,) * 4, (65535,) * 4), ((3,) * 9, (1 << 16,) * 9), ((4, 1000, 3), (9, 5, 4)), ((5000, 300), (9, 9))],
+)
+def test_items_that_overlap_are_read_once(monkeypatch, shape, strides):
+    monkeypatch.undo()
+    _, span = foreign.extent(shape, strides, 4)
+    data = np.random.default_rng(0).bytes(span)
+    array = strided(RecordingSource(data), 0, np.dtype(np.uint32), shape, strides)
+    assert_same_items(read_whole(array), np.ndarray(shape, np.uint32, data, 0, strides))
+    nbytes, count = n_read(array)
+    assert nbytes <= span
+    assert count <= 20
+
+
+def test_what_a_tensor_repeats_or_takes_from_far_apart_is_read_as_it_lies(monkeypatch):
+    monkeypatch.undo()
+    source = RecordingSource(bytes(80 << 20))
+    octets = np.dtype(np.uint8)
+    # As expand and unfold make them, and what is now beside what was long ago.
+    assert n_read(strided(source, 0, octets, (10_000, 100), (0, 1))) == (100, 1)
+    assert n_read(strided(source, 0, octets, (1 << 20, 8), (1, 1))) == ((1 << 20) + 7, 1)
+    assert n_read(strided(source, 0, octets, (2, 2 << 20), (70 << 20, 1))) == (4 << 20, 2)
+
+
+def test_items_whose_overlap_would_be_read_over_and_over_are_refused_before_it_is():
+    source = RecordingSource(bytes(1 << 16))
+    array = strided(source, 0, np.dtype(np.uint8), (9,) * 4, (1000,) * 4)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(foreign, "_SPAN_NBYTES", 1 << 10)
+        with pytest.raises(ptc.LimitError, match="overlap so that reading 6561 bytes of it takes"):
+            read_whole(array)
+        assert source.ranges == []
+        assert read_region(array, Box((3, 2, 0, 1), (2, 2, 2, 2))).size == 16
+    assert read_whole(array).size == 9**4
+
+
+def turned(items):
+    return items ^ np.uint8(0x5A)
+
+
+def widened(items):
+    return items.astype(np.int64) * 3
+
+
+@given(strided_arrays().filter(lambda given_: given_[0].dtype.itemsize), st.data())
+def test_items_that_are_changed_are_what_the_change_makes_of_them(given_, data):
+    array, _ = given_
+    [piece] = array.pieces
+    octets = np.dtype(np.uint8)
+    meant = (read_whole(ForeignArray(octets, array.shape, (piece,))) ^ 0x5A).astype(np.int64) * 3
+    changed = piece._replace(change=foreign.Change(octets, (turned, widened)))
+    array = ForeignArray(np.dtype(np.int64), array.shape, (changed,))
+    check_array(array)
+    assert_same_items(read_whole(array), meant)
+    region = data.draw(boxes(array.shape))
+    assert_same_items(read_region(array, region), meant[region.selection])
+    axes = data.draw(st.permutations(range(len(array.shape))))
+    assert_same_items(read_whole(transposed(array, tuple(axes))), meant.transpose(axes))
+    assert_same_items(ptc.decode(ptc.encode(array_source(array))), meant)
+    parts = [read_whole(part).reshape(-1) for part, _ in split(array, None, data.draw(st.integers(1, 200)))]
+    assert_same_items(np.concatenate(parts), meant.reshape(-1))
+    assert not layouts.is_contiguous(array)
+
+
+def test_large_arrays_are_changed_some_items_at_a_time():
+    sizes = []
+
+    def change(items):
+        sizes.append(items.size)
+        return items + np.uint8(1)
+
+    octets = np.dtype(np.uint8)
+    source = BytesSource(memoryview(bytes(range(200)) * 5))
+    piece = Piece(whole((2, 500)), source, 0, (500, 1), foreign.Change(octets, (change,)))
+    got = read_whole(ForeignArray(octets, (2, 500), (piece,)))
+    assert got.tobytes() == (np.frombuffer(bytes(range(200)) * 5, np.uint8) + np.uint8(1)).tobytes()
+    assert max(sizes) <= 64
+
+
 def test_rows_of_a_matrix_are_read_in_one_go():
     data = np.random.default_rng(0).bytes(1 << 16)
     source = RecordingSource(data)

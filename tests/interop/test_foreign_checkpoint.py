@@ -137,9 +137,13 @@ def test_the_same_object_is_the_same_array_without_an_identity():
 
 
 def test_arrays_of_one_identity_that_lie_in_two_places_are_two():
-    with opened([foreign(np.arange(100.0) + number, identity="same") for number in range(2)]) as checkpoint:
-        first, second = checkpoint.restore()
+    arrays = [foreign(np.arange(100.0) + number, identity="same") for number in range(2)]
+    again = [ForeignArray(array.dtype, array.shape, array.pieces, "same") for array in arrays]
+    with opened([*arrays, *again]) as checkpoint:
+        first, second, *twins = checkpoint.restore()
     assert np.array_equal(first + 1, second)
+    assert twins[0] is first
+    assert twins[1] is second
 
 
 def test_the_metadata_and_the_notes_are_those_of_the_file():
@@ -461,6 +465,88 @@ def test_a_damaged_member_of_a_torch_file_is_named(tmp_path):
         ptc.restore(path, mmap=True)
     report = ptc.verify(path)
     assert [(problem.kind, problem.rule, problem.leaf) for problem in report.problems] == [("corrupt", "CRC-32", "b")]
+
+
+def flip_storage(path, name="state/data/0"):
+    with zipfile.ZipFile(path) as archive:
+        place = archive.open(archive.getinfo(name))._orig_compress_start
+    flip(path, place + 5)
+
+
+def test_a_whole_array_that_is_read_through_its_reference_is_checked_and_a_slice_is_not(tmp_path):
+    path = tmp_path / "state.pt"
+    torch.save({"a": torch.arange(1000), "b": torch.arange(2000)}, path)
+    flip_storage(path, "state/data/1")
+    with ptc.open(path) as checkpoint:
+        assert np.array_equal(np.asarray(checkpoint["a"]), np.arange(1000))
+        for read in (np.asarray, lambda ref: ref.read(), lambda ref: ref[...], lambda ref: ref[0:2000]):
+            with pytest.raises(ptc.CorruptionError, match="leaf b: state/data/1 is damaged: its CRC-32") as caught:
+                read(checkpoint["b"])
+            assert caught.value.leaf == "b"
+        assert checkpoint["b"][5:2000].shape == (1995,)
+        assert checkpoint["b"][7] == 7
+
+
+def test_damage_outside_the_only_view_of_a_storage_is_found_with_the_view(tmp_path):
+    path = tmp_path / "state.pt"
+    torch.save({"a": torch.arange(4000).reshape(4, 1000).t()[100:, 1:3]}, path)
+    flip_storage(path)
+    with ptc.open(path) as checkpoint, pytest.raises(ptc.CorruptionError, match="leaf a: state/data/0 is damaged"):
+        np.asarray(checkpoint["a"])
+
+
+def test_the_views_of_one_storage_have_it_checked_but_once():
+    data = np.random.default_rng(0).bytes(1000)
+    source = RecordingSource(data)
+    tree = [strided(source, 10 * place, np.dtype(np.uint8), (10,), (1,)) for place in range(100)]
+    with opened(tree, checks=(Check("m", source, zlib.crc32(data)),)) as checkpoint:
+        for place in range(100):
+            assert np.asarray(checkpoint[f"[{place}]"]).tobytes() == data[10 * place :][:10]
+        assert sum(high - low for low, high in source.ranges) <= 1000 + 100 * 10
+
+
+def test_what_is_changed_when_it_is_read_is_checked_before(tmp_path):
+    complexes = torch.randn(1000, dtype=torch.complex64)
+    for name, tensor in {
+        "conjugated": complexes.conj(),
+        "negated": torch._neg_view(torch.randn(1000)),
+        "both": torch._neg_view(complexes.conj()),
+    }.items():
+        path = tmp_path / f"{name}.pt"
+        torch.save({"a": tensor}, path)
+        assert torch.equal(ptc.restore(path)["a"], tensor)
+        assert ptc.verify(path).ok
+        flip_storage(path, f"{name}/data/0")
+        check_damage(path, f"{name}/data/0")
+
+
+def check_damage(path, member):
+    match = f"leaf a: {member} is damaged: its CRC-32 does not match"
+    for select in (None, "a"):
+        with pytest.raises(ptc.CorruptionError, match=match):
+            ptc.restore(path, select=select)
+    with ptc.open(path) as checkpoint:
+        with pytest.raises(ptc.CorruptionError, match=match):
+            np.asarray(checkpoint["a"])
+        with pytest.raises(ptc.CorruptionError, match=match):
+            list(checkpoint.content.reader.scan([checkpoint["a"].array], np.sum))
+    assert [problem.rule for problem in ptc.verify(path).problems] == ["CRC-32"]
+    assert ptc.restore(path, verify=False)["a"].shape == (1000,)
+
+
+def test_big_endian_storages_are_checked_as_they_are_in_the_file(tmp_path):
+    torch.save({"a": torch.arange(1000)}, tmp_path / "little.pt")
+    path = tmp_path / "big.pt"
+    with zipfile.ZipFile(tmp_path / "little.pt") as little, zipfile.ZipFile(path, "w") as big:
+        for name in little.namelist():
+            content = little.read(name)
+            if name.endswith("/data/0"):
+                content = np.frombuffer(content, "<i8").astype(">i8").tobytes()
+            big.writestr(name, b"big" if name.endswith("byteorder") else content)
+    assert torch.equal(ptc.restore(path)["a"], torch.arange(1000))
+    assert ptc.verify(path).ok
+    flip_storage(path, "little/data/0")
+    check_damage(path, "little/data/0")
 
 
 def test_verifying_says_what_could_be_checked(tmp_path):

@@ -12,17 +12,20 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 import pytreeckpt as ptc
+from pytreeckpt.interop import pickle_settling, pickle_steps
+from pytreeckpt.interop.pickle_loading import load_from
 from pytreeckpt.interop.pickle_opcodes import OPCODES
 from pytreeckpt.interop.pickles import load_pickle
-from pytreeckpt.interop.torch_files import is_torch, read_torch
+from pytreeckpt.interop.torch_files import read_torch
+from pytreeckpt.interop.torch_legacy import plain_vocabulary
 from tests.interop import audited_reading, hostile_pickles
 from tests.interop import pickle_assembler as asm
-from tests.interop.likeness import flat
-from tests.interop.sources import damaged, source
+from tests.interop.likeness import assert_alike, flat
+from tests.interop.sources import damaged, is_torch, source
 from tests.interop.test_pickle_machine import TREES
 
 ROOT = Path(__file__).parents[2]
@@ -44,7 +47,7 @@ def legacy(data):
 def audited(request):
     done = subprocess.run(
         [sys.executable, audited_reading.__file__],
-        input=json.dumps({name: data.hex() for name, data in request.items()}),
+        input=json.dumps({name: data.hex() if isinstance(data, bytes) else data for name, data in request.items()}),
         capture_output=True,
         text=True,
         check=False,
@@ -86,12 +89,47 @@ def test_pickles_that_would_wear_a_reader_out_take_little_time_and_memory():
     assert found["grown_kib"] < 800 << 10
     limited = {name for name, outcome in found["outcomes"].items() if outcome.startswith("LimitError")}
     assert limited >= {
-        *("deep lists", "deep tuples", "deep dicts", "deep key", "deep calls", "doubled lists", "doubled tuples"),
+        *("deep lists", "deep tuples", "deep dicts", "deep key", "deep calls", "deep callees"),
+        *("doubled lists", "doubled tuples"),
         *("doubled key", "doubled element", "doubled frozensets", "doubled objects", "long key again", "pairs again"),
         *("elements again", "deque again", "state again", "namespace again", "bytes again", "bytearray again"),
         *("path again", "equal hashes", "equal hashes one by one", "equal hashes in a set", "equal hashes in pairs"),
         *("million digits", "million digits in an int"),
     }
+
+
+@pytest.mark.parametrize(
+    ("one", "weight", "before"),
+    [
+        (b"]", 1, b"("),
+        (b"}", 1, b"("),
+        (b"\x8f", 4, b"("),
+        (b"(\x91", 4, b"("),
+        (b"(l", 1, b"("),
+        (b"(d", 1, b"("),
+        (b"(t", 1, b"("),
+        (b"NQ", 1, b"("),
+        (b"\x85", 1, b"N"),
+        (b"N\x86", 1, b"N"),
+        (b"NN\x87", 1, b"N"),
+        (b")R", 4, b"cm\nC\n"),
+        (b"\x94", 1, b"N"),
+        (b"N(", 1, b""),
+        (b"cm\nC\n", 1, b"("),
+        (b"\x8c\x01mh\x00\x93", 1, b"\x8c\x01C\x94("),
+    ],
+)
+def test_more_objects_than_a_tree_may_have_nodes_are_refused_before_they_fill_the_memory(one, weight, before):
+    for most in (4_000, 40_000):
+        # All in one buffer of the reader, and in several.
+        with (
+            ptc.limits(nodes=most),
+            pytest.raises(ptc.LimitError, match="byte [0-9]+ of the pickle.*makes more objects"),
+        ):
+            load_pickle(b"\x80\x04" + before + one * (2 * most // weight) + b"0.")
+        with ptc.limits(nodes=most), pytest.raises(ptc.PytreeckptError) as caught:
+            load_pickle(b"\x80\x04" + before + one * (most // weight // 2) + b"\xff.")
+        assert "makes more objects" not in str(caught.value)
 
 
 @pytest.mark.parametrize("name", hostile_pickles.broken())
@@ -108,6 +146,24 @@ def test_what_no_pickler_writes_is_refused_with_its_place(name):
 def test_what_contains_itself_is_refused(name):
     with pytest.raises(ptc.UnsupportedTypeError, match="an object that contains itself"):
         load_pickle(hostile_pickles.cycles()[name])
+
+
+def test_the_limit_of_depth_is_the_same_for_all_that_is_in_lists():
+    for depth, content in (
+        (20, b"N"),
+        (20, asm.name("a", "B")),
+        (20, b"K\x01K\x02\x86"),
+        (20, asm.name("a", "B") + b")R"),
+    ):
+        inside = depth - 1 - (content[-1:] in b"\x86R")
+        for n_lists, fits in ((inside, True), (depth + 1, False)):
+            with ptc.limits(depth=depth):
+                try:
+                    load_pickle(b"]" * n_lists + content + b"a" * n_lists + b".")
+                except ptc.LimitError:
+                    assert not fits, (content, n_lists)
+                else:
+                    assert fits, (content, n_lists)
 
 
 def test_where_something_contains_itself_is_said():
@@ -180,6 +236,38 @@ def test_any_opcodes_give_a_value_or_an_error_of_ours(steps):
         judge(data + end)
 
 
+def alike(one, other):
+    """Whether what two readings came to is the same: the error, or the tree."""
+    if isinstance(one, ptc.PytreeckptError):
+        assert (type(one), str(one)) == (type(other), str(other))
+        return
+    assert not isinstance(other, ptc.PytreeckptError)
+    assert_alike(one, other)
+
+
+@given(
+    st.lists(STEPS, max_size=40), st.sampled_from(NAMES), st.booleans(), st.sampled_from([b".", b"t.", b"tR.", b"tQ."])
+)
+@example([b"(", b"K\x01", b"\x86"], ("a", "B"), False, b"t.")
+@example([asm.op("BINUNICODE", b"\3\0\0\0\xed\xa0\x80")], ("a", "B"), True, b"tR.")
+def test_the_quick_ways_of_the_machine_and_of_settling_change_nothing(steps, name, called, end):
+    data = (asm.name(*name) + b"(" if called else b"") + b"".join(steps) + end + bytes(10)
+    outcomes = []
+    for quick in (True, False):
+        with pytest.MonkeyPatch.context() as patch:
+            if not quick:
+                patch.setattr(pickle_steps, "run_ahead", lambda _machine: None)
+                patch.setattr(pickle_settling, "_FEW", -1)
+                patch.setattr(pickle_settling, "_SHORT", -1)
+            try:
+                found = load_from(source(data), 0, plain_vocabulary())[0]
+                flat(found)
+            except ptc.PytreeckptError as error:
+                found = error
+            outcomes.append(found)
+    alike(*outcomes)
+
+
 @given(st.lists(STEPS, max_size=30), st.sampled_from(NAMES))
 def test_any_arguments_of_known_names_give_a_value_or_an_error_of_ours(steps, name):
     body = asm.name(*name) + b"(" + b"".join(steps)
@@ -223,7 +311,7 @@ def test_damaged_files_of_torch_give_a_tree_or_an_error_of_ours():
         for _ in range(400):
             changed = damaged(data, rng)
             try:
-                is_torch(changed[:64], source(changed))
+                is_torch(changed)
                 read_torch(source(changed))
                 outcomes.add("tree")
             except ptc.PytreeckptError as error:

@@ -1,6 +1,7 @@
 """numpy's files: what numpy writes is read, bit by bit; headers are never evaluated; nothing escapes."""
 
 import ast
+import collections
 import io
 import random
 import warnings
@@ -127,18 +128,12 @@ def test_float8_which_numpy_itself_cannot_read_is_read_as_bytes():
     assert found.notes[0].startswith("saved by numpy as <f1")
 
 
-def test_a_member_that_is_no_array_is_its_bytes():
+def test_a_member_that_is_no_array_is_refused():
     file = io.BytesIO()
     with zipfile.ZipFile(file, "w") as archive:
         archive.writestr("a.npy", npy(np.arange(3)))
         archive.writestr("readme", b"hello")
-    found = read_npz(source(file.getvalue()))
-    assert found.tree["readme"] == b"hello"
-    with ptc.limits(index_nbytes=300):
-        assert read_npz(source(file.getvalue())).tree["readme"] == b"hello"
-    with zipfile.ZipFile(file, "a") as archive:
-        archive.writestr("more", bytes(301))
-    with ptc.limits(index_nbytes=300), pytest.raises(ptc.LimitError, match="no arrays"):
+    with pytest.raises(ptc.CorruptionError, match="'readme' is no .npy"):
         read_npz(source(file.getvalue()))
 
 
@@ -155,15 +150,6 @@ def test_pickles_and_headers_are_bounded():
 def test_a_field_may_have_one_extent():
     found = read_npy(source(header(about("[('a', '<f4', 2)]", shape="(1,)"), EIGHT)))
     assert found.tree.dtype == np.dtype([("a", "<f4", (2,))])
-
-
-def test_two_members_of_one_name_are_refused():
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        archive.writestr("a.npy", npy(np.arange(3)))
-        archive.writestr("a", b"hello")
-    with pytest.raises(ptc.CorruptionError, match="two members"):
-        read_npz(source(file.getvalue()))
 
 
 def header(text, data=b"", version=1):
@@ -275,18 +261,35 @@ def test_random_bytes_give_a_tree_or_an_error(data):
                 assert str(error)
 
 
-def test_damaged_files_give_a_tree_or_an_error():
+def test_damaged_arrays_are_what_numpy_reads_or_an_error():
     rng = random.Random(0)
-    file = npy(np.zeros(3, [("a", "<f4", (2,)), ("b", "<U2")]))
-    archive = npz({"a": np.arange(5.0), "b": np.array([1, "x"], object)}, compressed=True)
-    outcomes = set()
-    for n in range(2000):
+    base = npy(np.arange(3).view([("a", "<f4"), ("b", "<i2", (2,))]))
+    flipped = [bytearray(base) for _ in range(8 * len(base))]
+    for bit, data in enumerate(flipped):
+        data[bit // 8] ^= 1 << bit % 8
+    outcomes = collections.Counter()
+    for data in [*map(bytes, flipped), *(damaged(base, rng) for _ in range(1000))]:
         try:
-            if n % 2:
-                found = [read_npy(source(damaged(file, rng))).tree]
-            else:
-                found = read_npz(source(damaged(archive, rng))).tree.values()
-            for value in found:
+            found = read_whole(read_npy(source(data)).tree)
+        except ptc.PytreeckptError as error:
+            outcomes[type(error).__name__] += 1
+            continue
+        # There is no checksum that tells: but whatever the bytes say, numpy reads the same in them.
+        expected = np.lib.format.read_array(io.BytesIO(data))
+        assert same_dtype(found.dtype, expected.dtype)
+        assert found.shape == expected.shape
+        assert found.tobytes() == expected.tobytes()
+        outcomes["array"] += 1
+    assert min(outcomes["array"], outcomes["CorruptionError"]) > 100
+
+
+def test_damaged_archives_give_a_tree_or_an_error():
+    rng = random.Random(0)
+    base = npz({"a": np.arange(5.0), "b": np.array([1, "x"], object)}, compressed=True)
+    outcomes = set()
+    for _ in range(1000):
+        try:
+            for value in read_npz(source(damaged(base, rng))).tree.values():
                 if isinstance(value, ForeignArray):
                     read_whole(value)
             outcomes.add("tree")

@@ -2,6 +2,7 @@
 
 import json
 import random
+import re
 import shutil
 import sys
 
@@ -12,12 +13,14 @@ import numpy as np
 import optax
 import orbax.checkpoint as ocp
 import pytest
+import tensorstore
 
 import pytreeckpt as ptc
 from pytreeckpt import Record
+from pytreeckpt.geometry import Box
 from pytreeckpt.interop import zarr_arrays
 from pytreeckpt.interop.folders import LocalFolder
-from pytreeckpt.interop.foreign import ForeignArray, read_whole
+from pytreeckpt.interop.foreign import ForeignArray, read_region, read_whole
 from pytreeckpt.interop.orbax import is_orbax, read_orbax
 from tests.exact import assert_same
 from tests.interop.sources import MemoryFolder, damaged
@@ -84,6 +87,8 @@ def materialised(value):
     if isinstance(value, ForeignArray):
         return read_whole(value)
     if isinstance(value, Record):
+        if value._type.name == "jax.PRNGKeyArray":
+            return {"key data": materialised(value.key_data), "impl": value.impl}
         assert value._type.name == "jax.Array"
         assert value.weak_type is False
         return materialised(value.data)
@@ -154,7 +159,7 @@ def test_a_folder_of_steps_is_refused_with_their_names(saved):
 def test_nothing_is_decoded_before_it_is_asked_for_and_little_is_kept(saved, monkeypatch):
     read = []
     inner = zarr_arrays._read
-    monkeypatch.setattr(zarr_arrays, "_read", lambda name, store: read.append(name) or inner(name, store))
+    monkeypatch.setattr(zarr_arrays, "_read", lambda name, store, out: read.append(name) or inner(name, store, out))
     found = read_orbax(LocalFolder(str(saved / "folders of zarr 2"))).tree
     read.clear()
     array = found["params"]["w"].data
@@ -273,20 +278,113 @@ def test_texts_that_are_no_object_are_refused(tmp_path):
         read_orbax(LocalFolder(str(tmp_path)))
 
 
-def test_what_tensorstore_gives_is_checked(saved, monkeypatch):
-    array = read_orbax(LocalFolder(str(saved / "root"))).tree
-    monkeypatch.setattr(zarr_arrays, "_read", lambda name, store: np.zeros(1))
-    with pytest.raises(ptc.CorruptionError, match="has 8 bytes, not 24"):
-        read_whole(array)
+def test_an_array_that_does_not_fit_into_memory_is_a_limit_error(monkeypatch):
+    def array(*arguments, **options):
+        raise MemoryError
 
-
-def test_an_array_that_does_not_fit_into_memory_is_a_limit_error():
-    class Store:
-        def read(self):
-            raise MemoryError
-
+    monkeypatch.setattr(tensorstore, "array", array)
     with pytest.raises(ptc.LimitError, match="memory"):
-        zarr_arrays._read("x", Store())
+        zarr_arrays._read("x", None, np.zeros(1))
+
+
+def edited(path, **changes):
+    """Write other values into the JSON of a file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_hostile_shapes_of_arrays_and_chunks_do_not_end_the_process(saved, tmp_path):
+    shutil.copytree(saved / "folders of zarr 2", tmp_path / "x")
+    about = tmp_path / "x" / "complex" / ".zarray"
+    edited(about, shape=[1 << 41])
+    array = read_orbax(LocalFolder(str(tmp_path / "x"))).tree["complex"]
+    with pytest.raises(ptc.LimitError, match="16.0 TiB"):
+        # An item, for which all is decoded.
+        read_region(array, Box((5,), (1,)))
+    edited(about, shape=[1], chunks=[1 << 41])
+    with pytest.raises(ptc.LimitError, match=r"'complex' has chunks of \[2199023255552\] items"):
+        read_orbax(LocalFolder(str(tmp_path / "x")))
+
+
+def test_chunks_of_zarr_3_are_bounded_too(saved, tmp_path):
+    shutil.copytree(saved / "folders of zarr 3", tmp_path / "x")
+    grid = {"name": "regular", "configuration": {"chunk_shape": [1 << 29]}}
+    edited(tmp_path / "x" / "complex" / "zarr.json", chunk_grid=grid)
+    with pytest.raises(ptc.LimitError, match="has chunks of"):
+        read_orbax(LocalFolder(str(tmp_path / "x")))
+
+
+def outcome(path):
+    """The tree, read, or the error."""
+    try:
+        return ordered(materialised(read_orbax(LocalFolder(str(path))).tree))
+    except ptc.PytreeckptError as error:
+        return error
+
+
+@pytest.mark.parametrize("name", [*LAYOUTS, "small", "one item/7", "items/12"])
+def test_whatever_file_is_lost_the_tree_is_whole_or_an_error_says_so(saved, tmp_path, name):
+    shutil.copytree(saved / name, tmp_path / "x")
+    whole = outcome(tmp_path / "x")
+    lost = set()
+    files = sorted(path for path in (tmp_path / "x").rglob("*") if path.is_file())
+    for path in files:
+        content = path.read_bytes()
+        path.unlink()
+        found = outcome(tmp_path / "x")
+        if isinstance(found, ptc.PytreeckptError):
+            lost.add(path)
+        else:
+            assert_same(whole, found)
+        path.write_bytes(content)
+    if "folders" in name:
+        # Every chunk of every array is needed, those of zeros too.
+        chunks = {path for path in files if re.fullmatch(r"[0-9.]+|c", path.name)}
+        assert len(chunks) >= 10
+        assert chunks <= lost
+    else:
+        assert len(lost) >= 2
+
+
+@pytest.mark.parametrize("name", ["a database of zarr 2", "a database of zarr 3"])
+def test_a_flipped_bit_in_a_database_is_told_or_changes_nothing(saved, tmp_path, name):
+    rng = random.Random(0)
+    shutil.copytree(saved / name, tmp_path / "x")
+    whole = outcome(tmp_path / "x")
+    files = [path for path in (tmp_path / "x").rglob("*") if "ocdbt" in str(path) or path.parent.name == "d"]
+    files = sorted(path for path in files if path.is_file())
+    outcomes = set()
+    for _ in range(100):
+        path = rng.choice(files)
+        content = path.read_bytes()
+        changed = bytearray(content)
+        changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+        path.write_bytes(changed)
+        found = outcome(tmp_path / "x")
+        if not isinstance(found, ptc.PytreeckptError):
+            assert_same(whole, found)
+        outcomes.add(type(found).__name__)
+        path.write_bytes(content)
+    assert outcomes == {"dict", "CorruptionError"}
+
+
+def test_a_chunk_that_an_old_version_left_out_is_zeros_as_there_and_a_note_says_so(tmp_path):
+    save(tmp_path / "x", {"a": np.arange(3.0), "z": np.zeros(3)}, use_ocdbt=False)
+    assert read_orbax(LocalFolder(str(tmp_path / "x"))).notes == ()
+    (tmp_path / "x" / "z" / "0").unlink()
+    with pytest.raises(ptc.CorruptionError, match=r"leaf z: .*missing"):
+        ptc.restore(tmp_path / "x")
+    report = ptc.verify(tmp_path / "x")
+    assert not report.ok
+    assert "missing" in str(report.problems)
+    document = json.loads((tmp_path / "x" / "_METADATA").read_text())
+    del document["store_array_data_equal_to_fill_value"]
+    (tmp_path / "x" / "_METADATA").write_text(json.dumps(document))
+    found = read_orbax(LocalFolder(str(tmp_path / "x")))
+    assert_same(materialised(found.tree), {"a": np.arange(3.0), "z": np.zeros(3)})
+    with ocp.PyTreeCheckpointer() as checkpointer:
+        assert checkpointer.restore(tmp_path / "x")["z"].tolist() == [0, 0, 0]
+    assert len(found.notes) == 1
+    assert "left out chunks of zeros" in found.notes[0]
 
 
 def test_what_tensorstore_refuses_at_once_is_a_corruption():
@@ -295,7 +393,9 @@ def test_what_tensorstore_refuses_at_once_is_a_corruption():
             raise ValueError("no such driver")
 
     with pytest.raises(ptc.CorruptionError, match="no such driver"):
-        zarr_arrays._started(Refusing(), zarr_arrays.ZarrStore("/nowhere", is_ocdbt=False, version=2), "x", None)
+        zarr_arrays._started(
+            Refusing(), zarr_arrays.ZarrStore("/nowhere", is_ocdbt=False, version=2, is_complete=True), "x", None
+        )
 
 
 def test_damaged_documents_give_a_tree_or_an_error(saved, tmp_path):

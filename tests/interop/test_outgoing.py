@@ -1,5 +1,6 @@
 """Trees on their way out: every array in C order, whatever its layout, bit by bit; a piece at a time."""
 
+import json
 import math
 
 import jax.numpy as jnp
@@ -11,8 +12,12 @@ from hypothesis import given
 import pytreeckpt as ptc
 from pytreeckpt import testing
 from pytreeckpt.interop import outgoing as module
+from pytreeckpt.interop.folders import LocalFolder
 from pytreeckpt.interop.foreign import contiguous
 from pytreeckpt.interop.outgoing import OutgoingArray, OutgoingScalar, c_order_pieces, outgoing, path_to, stored_pieces
+from pytreeckpt.interop.torch_shards import read_torch_shards
+from pytreeckpt.interop.write_npz import write_npz
+from pytreeckpt.interop.write_safetensors import write_safetensors
 from tests.exact import item_bytes
 from tests.interop.sources import source
 from tests.sources import in_boxes
@@ -70,6 +75,37 @@ def test_arrays_of_frameworks_references_and_foreign_arrays(tmp_path):
         assert found["t"].data is found["tied"].data
         assert joined(c_order_pieces(found["t"].data)) == tensor.contiguous().numpy().tobytes()
         assert joined(c_order_pieces(found["f"])) == np.arange(6).tobytes()
+
+
+def foreign_of(values, **options):
+    items = np.array(values)
+    return contiguous(source(items.tobytes()), 0, items.dtype, items.shape, **options)
+
+
+def test_foreign_arrays_of_one_identity_are_one_array_unless_they_lie_elsewhere():
+    first = foreign_of([1, 2], identity="0")
+    view = contiguous(first.pieces[0].source, 0, first.dtype, first.shape, identity="0")
+    others = [foreign_of([3, 4], identity="0"), foreign_of([3.0, 4.0], identity="0"), foreign_of([5], identity="0")]
+    alone = [foreign_of([1, 2]), foreign_of([1, 2])]
+    found = outgoing([first, view, *others, *alone, first, others[0]])
+    assert found[0] is found[1] is found[7]
+    assert found[2] is found[8]
+    assert len({id(array) for array in found}) == 6
+    values = [np.frombuffer(joined(c_order_pieces(array)), array.dtype).tolist() for array in found]
+    assert values == [[1, 2], [1, 2], [3, 4], [3, 4], [5], [1, 2], [1, 2], [1, 2], [3, 4]]
+
+
+def test_shards_whose_storages_have_the_same_names_are_written_with_their_own_values(tmp_path):
+    tied = torch.ones(4)
+    torch.save({"a": torch.zeros(4)}, tmp_path / "1.bin")
+    torch.save({"b": tied, "c": tied[:]}, tmp_path / "2.bin")
+    weight_map = {"a": "1.bin", "b": "2.bin", "c": "2.bin"}
+    (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    tree = read_torch_shards(LocalFolder(str(tmp_path))).tree
+    write_npz(tree, tmp_path / "x.npz")
+    with np.load(tmp_path / "x.npz") as found:
+        assert {name: array.tolist() for name, array in found.items()} == {"a": [0] * 4, "b": [1] * 4, "c": [1] * 4}
+    assert write_safetensors(tree, tmp_path / "x.safetensors").shared == (("c", "b"),)
 
 
 def test_references_are_read_once_and_not_kept(tmp_path, monkeypatch):

@@ -8,13 +8,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pytreeckpt as ptc
 from pytreeckpt import testing
 from pytreeckpt.interop.pickle_writing import (
     Call,
-    Global,
+    Found,
     LongBytes,
+    Name,
     Once,
-    Persistent,
     encode_pickle,
     most_nbytes,
     pickle_pieces,
@@ -65,7 +66,7 @@ def test_containers_at_the_limits_of_batches(count):
 
 def test_texts_and_globals_are_written_once():
     data = encoded(
-        [["a longer text"] * 3, Call(Global("collections", "OrderedDict"), ()), Global("collections", "OrderedDict")]
+        [["a longer text"] * 3, Call(Name("collections", "OrderedDict"), ()), Name("collections", "OrderedDict")]
     )
     assert data.count(b"a longer text") == data.count(b"OrderedDict") == 1
     found = pickle.loads(data)
@@ -78,6 +79,16 @@ def test_more_texts_than_one_byte_can_number():
     assert pickle.loads(encoded(value)) == value
 
 
+@pytest.mark.parametrize(
+    "text",
+    ["", "a b", "os\nsystem", "a\n(S'x'\ntR.", "a\r", "a.", ".a", "a..b", "1a", "é", "a\0", "<locals>", "\udc80"],
+)
+def test_a_name_is_never_more_than_a_name(text):
+    for name in (Name(text, "a"), Name("a", text)):
+        with pytest.raises(ptc.UnsupportedTypeError, match="is no name"):
+            encoded([Call(name, ())])
+
+
 def test_once_is_one_object():
     value = Once("key", [1])
     found = pickle.loads(encoded([value, value, Once("key", [1]), Once("other", [1])]))
@@ -86,8 +97,8 @@ def test_once_is_one_object():
 
 
 def test_calls_with_items_and_state():
-    ordered = Call(Global("collections", "OrderedDict"), (), {"a": 1, 2: "b"})
-    namespace = Call(Global("argparse", "Namespace"), (), state={"x": 1}, is_new=True)
+    ordered = Call(Name("collections", "OrderedDict"), (), {"a": 1, 2: "b"})
+    namespace = Call(Name("argparse", "Namespace"), (), state={"x": 1}, is_new=True)
     found = pickle.loads(encoded([ordered, namespace]))
     assert list(found[0].items()) == [("a", 1), (2, "b")]
     assert vars(found[1]) == {"x": 1}
@@ -98,14 +109,14 @@ def test_persistent_ids():
         def persistent_load(self, pid):
             return ["found", pid]
 
-    found = Reader(io.BytesIO(encoded({"a": Persistent(("storage", 1))}))).load()
+    found = Reader(io.BytesIO(encoded({"a": Found(("storage", 1))}))).load()
     assert found == {"a": ["found", ("storage", 1)]}
 
 
 @given(st.lists(st.binary(max_size=50), max_size=4))
 def test_bytes_that_come_in_pieces(pieces):
     whole = b"".join(pieces)
-    text = Call(Global("_codecs", "encode"), (LongBytes(lambda: pieces, len(whole)), "latin1"))
+    text = Call(Name("_codecs", "encode"), (LongBytes(lambda: pieces, len(whole)), "latin1"))
     parts = encode_pickle([text, 1], no_others)
     data = b"".join(pickle_pieces(parts))
     assert pickle.loads(data) == [whole, 1]

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 import pytreeckpt as ptc
 from pytreeckpt.geometry import Box
+from pytreeckpt.interop import torch_distributed
 from pytreeckpt.interop.foreign import read_region, read_whole
 from pytreeckpt.interop.torch_distributed import is_distributed, read_distributed
+from pytreeckpt.interop.torch_files import read_torch
 from tests.interop import pickle_assembler as asm
 from tests.interop.likeness import assert_alike
 from tests.interop.sources import MemoryFolder, damaged
@@ -305,6 +307,41 @@ def test_an_index_that_is_none_or_there_twice_is_refused():
     for index in ([asm.text("fqn"), b"N"], [asm.text("fqn"), asm.text("w"), asm.text("offset"), asm.text("x")]):
         with pytest.raises(ptc.CorruptionError, match="no name, or an offset that is none"):
             read_distributed(assembled(index, place))
+
+
+def _same_place(metadata, files):
+    first, *others = metadata.storage_data
+    for index in others:
+        metadata.storage_data[index] = metadata.storage_data[first]
+
+
+def test_items_that_share_their_bytes_are_refused_before_they_are_read_again_and_again(monkeypatch):
+    given_ = written({}, {f"o{number}": number for number in range(50)}, change=_same_place)
+    n_read = 0
+
+    def counting(source):
+        nonlocal n_read
+        n_read += source.nbytes
+        return read_torch(source)
+
+    monkeypatch.setattr(torch_distributed, "read_torch", counting)
+    # All of them together have no more bytes than the file.
+    assert read_distributed(given_).tree == {f"o{number}": 0 for number in range(50)}
+    n_read = 0
+    cut = given_.files["__0_0.distcp"][: len(given_.files["__0_0.distcp"]) // 10]
+    with pytest.raises(ptc.CorruptionError, match="o5 shares its bytes of __0_0.distcp with other items"):
+        read_distributed(MemoryFolder({**given_.files, "__0_0.distcp": cut}))
+    assert 0 < n_read <= len(cut)
+
+
+def test_lists_that_are_long_for_what_they_hold_are_beyond_the_limits():
+    names = [f"o{number}" for number in range(30)]
+    # Each is in a list of its own, of as many items as there are names.
+    paths = {name: (name, len(names) - 1) for name in names}
+    given_ = written({}, dict.fromkeys(names, 1), change=_set(planner_data=paths))
+    assert read_distributed(given_).tree["o3"] == [None] * 29 + [1]
+    with ptc.limits(nodes=899), pytest.raises(ptc.LimitError, match="lists of the tree have 900 items"):
+        read_distributed(given_)
 
 
 def test_a_path_deeper_than_the_limit_is_refused():

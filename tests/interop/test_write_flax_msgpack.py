@@ -19,6 +19,7 @@ from pytreeckpt import testing
 from pytreeckpt.interop import write_flax_msgpack as module
 from pytreeckpt.interop.flax_msgpack import read_flax_msgpack
 from pytreeckpt.interop.foreign import read_whole
+from pytreeckpt.interop.registered import registered
 from pytreeckpt.interop.write_flax_msgpack import plan_flax_msgpack, write_flax_msgpack
 from tests.exact import assert_same
 from tests.interop.sources import source
@@ -149,6 +150,20 @@ def test_what_flax_does_not_hold_is_refused_with_its_path(tmp_path, value):
     with pytest.raises(ptc.UnsupportedTypeError, match=r"a\[0\]/b: "):
         write_flax_msgpack({"a": [{"b": value}]}, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_records_that_say_they_are_dicts_or_arrays_and_are_neither_are_refused():
+    nested = np.zeros(1)
+    for _ in range(3000):
+        nested = registered("python.OrderedDict", [nested])
+    odd = [
+        registered("python.OrderedDict", [5]),
+        registered("torch.Tensor", [5, False]),
+        registered("python.Counter", [[1]]),
+    ]
+    for value in [*odd, nested]:
+        with pytest.raises(ptc.UnsupportedTypeError, match=r"^a/b: a (python|torch)\.[A-Za-z]+ is nothing"):
+            encoded({"a": {"b": value}})
 
 
 def test_texts_beyond_what_msgpack_counts_are_a_limit_error(monkeypatch):

@@ -16,6 +16,7 @@ from pytreeckpt import testing
 from pytreeckpt.interop.foreign import read_whole
 from pytreeckpt.interop.npz import read_npy, read_npz
 from pytreeckpt.interop.outgoing import OutgoingArray
+from pytreeckpt.interop.registered import registered
 from pytreeckpt.interop.write_npz import npy_header, write_npz
 from tests.exact import assert_same, item_bytes
 from tests.interop.sources import source
@@ -122,6 +123,43 @@ def test_what_is_no_array_is_listed_or_left_out(tmp_path):
     write_npz({"a": np.zeros(1), "b": 3}, tmp_path / "x", drop_other=True)
     with np.load(tmp_path / "x") as found:
         assert list(found) == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a", "a.npy"], "'a' as 'a.npy', which is a name too"),
+        (["x.npy.npy", "x.npy"], "'x.npy' as 'x.npy.npy'"),
+        (["", ".npy"], "'' as '.npy'"),
+        (["a", "a\0b"], "cannot be the name"),
+        (["a", "\udc80"], "cannot be the name"),
+        (["a" * 70_000], "too long"),
+    ],
+)
+def test_names_that_numpy_would_not_find_again_are_refused_before_anything_is_written(tmp_path, names, message):
+    tree = dict(enumerate(np.full(2, n) for n in range(len(names))))
+    with pytest.raises(ptc.UnsupportedTypeError, match=message):
+        write_npz(tree, tmp_path / "x", names=lambda at: names[at[0].key])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_names_that_end_as_those_of_members_do_are_found_where_there_is_no_other(tmp_path):
+    write_npz({"a.npy": np.ones(2), "b": np.zeros(2)}, tmp_path / "x")
+    with np.load(tmp_path / "x") as found:
+        assert found["a.npy"].tolist() == [1, 1]
+    assert ptc.restore(tmp_path / "x")["a.npy"].tolist() == [1, 1]
+
+
+def test_records_that_say_they_are_containers_and_are_none_are_no_arrays(tmp_path):
+    for name, *values in [("python.OrderedDict", 5), ("python.deque", "text", None), ("torch.Tensor", 5, False)]:
+        with pytest.raises(ptc.UnsupportedTypeError, match=f"a/b: {name}"):
+            write_npz({"a": {"b": registered(name, values)}}, tmp_path / "x")
+    nested = np.zeros(1)
+    for _ in range(3000):
+        nested = registered("python.OrderedDict", [nested])
+    with pytest.raises(ptc.UnsupportedTypeError, match="the root: python.OrderedDict"):
+        write_npz(nested, tmp_path / "x")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_file_without_arrays_is_a_zip(tmp_path):

@@ -21,6 +21,7 @@ from hypothesis import strategies as st
 
 import pytreeckpt as ptc
 from pytreeckpt import testing
+from pytreeckpt.interop.registered import registered
 from pytreeckpt.interop.torch_files import read_torch
 from pytreeckpt.interop.write_torch import plan_torch, write_torch
 from pytreeckpt.objects import ClassKind, ObjectType, build_record
@@ -274,6 +275,76 @@ def test_packed_parameters_and_odd_records():
     odd = build_record(ObjectType(ClassKind.WRAPPER, "python.Path", ("text", "flavour")), ["a", "of nobody"])
     with pytest.raises(ptc.CorruptionError, match="flavour"):
         encoded(odd)
+
+
+def record(name, *values):
+    return registered(name, values)
+
+
+def tensor(*values):
+    return record("torch.Tensor", *(values or (np.zeros(2), False)))
+
+
+INJECTED = "float32\ncos\nsystem\n(S'true'\ntR."
+HOSTILE = {
+    "a tensor of a number": tensor(5, False),
+    "a tensor of nothing": tensor(None, False),
+    "a tensor of objects": tensor(np.array([1, "a"], object), False),
+    "a tensor of a tensor": tensor(tensor(), False),
+    "a tensor of items of no bytes": tensor(np.zeros(3, "V0"), False),
+    "a tensor of texts of no bytes": tensor(np.zeros(3, "S0"), False),
+    "a tensor of a struct": tensor(np.zeros(3, [("a", "f4")]), False),
+    "a tensor of times": tensor(np.zeros(3, "M8[s]"), False),
+    "a gradient that is a list": tensor(np.zeros(2), [1]),
+    "a gradient that is a number": tensor(np.zeros(2), 1),
+    "a parameter of a number": record("torch.nn.Parameter", 5, True),
+    "a buffer that is kept by a list": record("torch.nn.Buffer", np.zeros(2), False, [1]),
+    "an array of jax of a text": record("jax.Array", "x", False),
+    "a dtype with a line break": record("torch.dtype", INJECTED),
+    "a dtype that is a function": record("torch.dtype", "load"),
+    "a dtype that is in a module": record("torch.dtype", "hub.load"),
+    "a dtype that is a list": record("torch.dtype", ["float32"]),
+    "a memory format with a line break": record("torch.memory_format", INJECTED),
+    "a memory format of nobody": record("torch.memory_format", "load"),
+    "a layout that is a number": record("torch.layout", 5),
+    "bits of a dtype with a line break": record("torch.PackedTensor", np.zeros(3, "u1"), INJECTED, (3,), False, False),
+    "bits of a dtype that has none": record("torch.PackedTensor", np.zeros(3, "u1"), "float32", (3,), False, False),
+    "bits of another size": record("torch.PackedTensor", np.zeros(3, "u4"), "bits8", (3,), False, False),
+    "bits of a parameter that is a list": record("torch.PackedTensor", np.zeros(3, "u1"), "bits8", (3,), False, [1]),
+    "a sparse tensor of numbers": record("torch.SparseTensor", 1, (tensor(),), "sparse_coo", (3,), True, False),
+    "a sparse tensor without indices": record("torch.SparseTensor", tensor(), 5, "sparse_coo", (3,), True, False),
+    "a sparse tensor without a shape": record(
+        "torch.SparseTensor", tensor(), (tensor(),), "sparse_coo", 3, True, False
+    ),
+    "a size that is a number": record("torch.Size", 5),
+    "a device of lists": record("torch.device", ["cpu"], [1]),
+    "an ordered dict of a number": record("python.OrderedDict", 5),
+    "a counter of a list": record("python.Counter", [1]),
+    "a deque of a number": record("python.deque", 5, None),
+    "octets of a number": record("python.bytearray", 1 << 60),
+    "a path of a list": record("python.Path", "a", ["posix"]),
+    "a range of texts": record("python.range", "a", "b", "c"),
+    "an array of objects without a shape": record("numpy.ObjectArray", [1], 5),
+    "a dtype of numpy of a number": record("numpy.dtype", 5),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_objects_with_fields_of_other_types_are_refused_with_their_path(name, tmp_path):
+    with pytest.raises(ptc.UnsupportedTypeError, match=r"^a\[1\]/b"):
+        write_torch({"a": [0, {"b": HOSTILE[name]}]}, tmp_path / "x.pt")
+    # As a stranger's checkpoint has it, where what is checked when it is opened is checked then.
+    try:
+        ptc.save({"a": [0, {"b": HOSTILE[name]}]}, tmp_path / "x.ptck")
+        with ptc.open(tmp_path / "x.ptck") as checkpoint:
+            write_torch(checkpoint.tree, tmp_path / "x.pt")
+    except ptc.PytreeckptError as error:
+        assert str(error)
+        return
+    # It was a wrapper that nothing is left of, and never runs anything.
+    torch.load(tmp_path / "x.pt", weights_only=False)
+    with zipfile.ZipFile(tmp_path / "x.pt") as archive:
+        assert b"system" not in archive.read("archive/data.pkl")
 
 
 class Odd(enum.Enum):

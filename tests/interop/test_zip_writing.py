@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 import pytreeckpt as ptc
 from pytreeckpt.interop.archives import members
-from pytreeckpt.interop.zip_writing import ZipMember, zip_pieces
+from pytreeckpt.interop.zip_writing import ZipMember, plan_zip
 from pytreeckpt.reading import read
 from tests.interop.sources import source
 
@@ -25,7 +25,7 @@ def member(name, parts, *, compressed=False, most=None):
 
 
 def archive_of(found, **options):
-    return b"".join(zip_pieces(found, **options))
+    return b"".join(plan_zip(found, **options)())
 
 
 @given(st.dictionaries(NAMES, CONTENTS, min_size=1, max_size=5), st.booleans(), st.sampled_from([1, 4, 64, 4096]))
@@ -81,9 +81,18 @@ def test_an_archive_without_members():
         assert archive.namelist() == []
 
 
-def test_a_name_that_is_too_long_is_refused():
-    with pytest.raises(ptc.UnsupportedTypeError, match="too long"):
-        archive_of([member("a" * 70_000, [])])
+@pytest.mark.parametrize(
+    ("names", "message"),
+    [
+        (["a" * 70_000], "too long"),
+        (["a", "b\0c"], "cannot be the name"),
+        (["\udc80"], "cannot be the name"),
+        (["a", "b", "a"], "two members"),
+    ],
+)
+def test_names_that_no_reader_finds_again_are_refused_before_anything_is_written(names, message):
+    with pytest.raises(ptc.UnsupportedTypeError, match=message):
+        plan_zip([member(name, []) for name in names])
 
 
 @pytest.mark.slow
@@ -92,7 +101,7 @@ def test_more_bytes_than_32_bits_can_count(tmp_path):
     zeros = memoryview(bytes(1 << 26))
     big = ZipMember("big", lambda: (zeros for _ in range(65)), 65 << 26)
     with (tmp_path / "x").open("wb") as file:
-        for piece in zip_pieces([big, member("small", [b"hello"])], alignment=64):
+        for piece in plan_zip([big, member("small", [b"hello"])], alignment=64)():
             if piece is zeros:
                 file.seek(len(piece), 1)
             else:
