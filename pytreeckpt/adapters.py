@@ -61,9 +61,9 @@ class LeafTemplate:
 class Described:
     """An object whose parameters can be converted, such as a module: what `pytreeckpt.convert` is to see of it.
 
-    `convention`: how its leaves are named: "torch", "flax" or "equinox". `tree`: a tree with its parameters and buffers,
-    abstract ones too, below `prefix`. `layers`: by name, the class, kind and configuration of each layer. `buffers`: the
-    names of what is no parameter; `variables`: in nnx, the types of variables by their names.
+    `convention`: how its leaves are named: "torch", "flax" or "equinox". `tree`: a tree with its parameters and
+    buffers, abstract ones too, below `prefix`. `layers`: by name, the class, kind and configuration of each layer.
+    `buffers`: the names of what is no parameter; `variables`: in nnx, the types of variables by their names.
     """
 
     convention: str

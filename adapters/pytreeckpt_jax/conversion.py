@@ -52,14 +52,15 @@ def computes(
     loss: Callable[[Any], Any] = half_square,
     step: Callable[[Any, Any], Any] | None = None,
 ) -> Computes:
-    """How to run a model for `Plan.verify`. `apply(tree, inputs)`: its outputs, of a tree like the plan's target;
-    `loss(outputs)`: a scalar; `step(tree, inputs)`: the tree after a step of the optimizer, if that is to be compared.
+    """How to run a model for `Plan.verify`. `apply(tree, inputs)`: its outputs, of a tree like the plan's target, of
+    which all arrays are compared, integers too; `loss(outputs)`: a scalar; `step(tree, inputs)`: the tree after a step
+    of the optimizer, if that is to be compared.
 
     JAX computes in float32 unless `jax_enable_x64` is set, and then rounds what it is given.
     """
 
     def outputs(tree: Any, inputs: Any) -> list[Any]:
-        return [np.asarray(each) for each in _floats(apply(tree, inputs))]
+        return [np.asarray(each) for each in jax.tree_util.tree_leaves(apply(tree, inputs)) if hasattr(each, "dtype")]
 
     def gradients(tree: Any, inputs: Any) -> Any:
         leaves, treedef = jax.tree_util.tree_flatten(tree)

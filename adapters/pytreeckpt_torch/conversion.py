@@ -36,7 +36,8 @@ def half_square(outputs: Any) -> torch.Tensor:
     """Half the sum of squares of all floating-point tensors in `outputs`: a loss that every model has."""
     total = torch.zeros((), dtype=torch.float64)
     for each in _tensors(outputs):
-        total = total + each.double().square().sum() / 2
+        if each.is_floating_point():
+            total = total + each.double().square().sum() / 2
     return total
 
 
@@ -50,8 +51,9 @@ def computes(
     have in the tree that `capture` made.
 
     The module among them is copied, converted to float64 and set to evaluation mode. `call(module, inputs)`: its
-    outputs, by default of the module called with `inputs`, or with `*inputs` for a tuple, as tensors; `loss(outputs)`:
-    a scalar. With an optimizer, a step of it can be compared too.
+    outputs, by default of the module called with `inputs`, or with `*inputs` for a tuple, as tensors; all tensors among
+    them are compared, integers too. `loss(outputs)`: a scalar; parameters that it does not reach have gradients of
+    zeros. With an optimizer, a step of it can be compared too.
     """
     names = [name for name, value in objects.items() if isinstance(value, nn.Module)]
     if len(names) != 1:
@@ -77,15 +79,18 @@ def computes(
 
     def outputs(tree: Any, inputs: Any) -> list[Any]:
         with torch.no_grad():
-            return [each.numpy() for each in _tensors(run(prepared(tree)[name], inputs))]
+            return [each.resolve_conj().resolve_neg().numpy() for each in _tensors(run(prepared(tree)[name], inputs))]
 
     def gradients(tree: Any, inputs: Any) -> Any:
         module = prepared(tree)[name]
+        for parameter in module.parameters():
+            # The other side does not know which ones are frozen.
+            parameter.requires_grad_(parameter.is_floating_point())
         torch.autograd.backward(loss(run(module, inputs)))
         found = {
-            key: parameter.grad.numpy()
+            key: (torch.zeros_like(parameter) if parameter.grad is None else parameter.grad).detach().numpy()
             for key, parameter in parameters_by_name(module).items()
-            if parameter.grad is not None
+            if parameter.is_floating_point()
         }
         return {**tree, name: {**tree[name], "state": found}} if "training" in tree else found
 
@@ -109,7 +114,7 @@ def _as_tensors(inputs: Any) -> Any:
 
 def _tensors(outputs: Any) -> list[torch.Tensor]:
     if isinstance(outputs, torch.Tensor):
-        return [outputs] if outputs.is_floating_point() else []
+        return [outputs]
     if isinstance(outputs, Mapping):
         return [each for value in outputs.values() for each in _tensors(value)]
     if isinstance(outputs, list | tuple):

@@ -79,14 +79,19 @@ def non_persistent_names(module: nn.Module, state: Mapping[str, object]) -> list
 
 def layers_of(module: nn.Module) -> dict[str, dict[str, object]]:
     """For each module by its name: its class, the class of torch.nn that it is a kind of, and its configuration: those
-    public attributes that are plain values, such as `in_features`, `groups` or `padding_mode`.
+    public attributes that are plain values, such as `in_features`, `groups` or `padding_mode`; False for each parameter
+    that it could have and has not (`bias`); and `forward`, "own", for a class that computes otherwise than its kind.
     """
     layers: dict[str, dict[str, object]] = {}
     for _, name, each in _submodules(module):
-        cls = type_before_parametrizations(each)
+        cls: type[nn.Module] = type_before_parametrizations(each)
         config = {key: value for key, value in vars(each).items() if key[:1] != "_" and _is_plain(value)}
         config.pop("training", None)
-        layers[name.removesuffix(".")] = {"class": class_text(cls), "kind": _kind(cls), "config": config}
+        config.update((key, False) for key, parameter in vars(each).get("_parameters", {}).items() if parameter is None)
+        kind = _kind(cls)
+        if kind is not nn.Module and cls.forward is not kind.forward:
+            config["forward"] = "own"
+        layers[name.removesuffix(".")] = {"class": class_text(cls), "kind": class_text(kind), "config": config}
     return layers
 
 
@@ -101,8 +106,12 @@ def class_text(cls: type) -> str:
 _SCHEDULERS: Final = "torch.optim.lr_scheduler"
 
 
-def _kind(cls: type) -> str:
-    return next(text for each in cls.__mro__ if (text := class_text(each)).startswith("torch.nn."))
+def _kind(cls: type[nn.Module]) -> type[nn.Module]:
+    return next(each for each in cls.__mro__ if issubclass(each, nn.Module) and _is_public(each))
+
+
+def _is_public(cls: type) -> bool:
+    return class_text(cls).startswith("torch.nn.")
 
 
 def _is_plain(value: Any) -> bool:

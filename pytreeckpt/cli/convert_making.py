@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from threading import Lock
 from typing import Any
 
@@ -13,11 +13,10 @@ from pytreeckpt.arrays import AnyArray
 from pytreeckpt.cli.convert_leaves import Files, Load, supplied, wrapped_as
 from pytreeckpt.convert import Entry, Plan
 from pytreeckpt.convert.applying import convert_arrays
-from pytreeckpt.convert.leaves import FoundLeaf, array_of, leaves_of, plain_path
+from pytreeckpt.convert.leaves import FoundLeaf, leaves_of, plain_path
 from pytreeckpt.convert.names import steps_of
-from pytreeckpt.convert.operations import INEXACT, LOSSY, Cast, Repeat
+from pytreeckpt.convert.operations import INEXACT, LOSSY, Repeat
 from pytreeckpt.convert.rebuilding import mapped, nested
-from pytreeckpt.convert.values import dtype_named, is_float
 from pytreeckpt.errors import ConversionError
 from pytreeckpt.objects import ClassKind, ObjectType, build_record
 from pytreeckpt.paths import Path
@@ -42,8 +41,6 @@ class Sides:
     own: Values
     residuals: Residuals
     files: Files
-    overflows: dict[Path, int] = field(default_factory=dict)
-    """How many finite values of a target became infinite or NaN, because its dtype has none so large."""
 
     def array(self, value: Any) -> Any:
         """A leaf, read if it is a reference."""
@@ -67,27 +64,8 @@ def run_entry(plan: Plan, entry: Entry, sides: Sides) -> tuple[dict[Path, AnyArr
         for text in map(str, entry.targets)
         if text in sides.residuals
     }
-    with np.errstate(over="ignore", invalid="ignore"):
-        arrays, kept = convert_arrays([entry], values, plan.source, plan.target, residuals=residuals, own=own)
-        _count_overflows(entry, values, arrays, sides)
+    arrays, kept = convert_arrays([entry], values, plan.source, plan.target, residuals=residuals, own=own)
     return {plain_path(path): array for path, array in arrays.items()}, kept
-
-
-def _count_overflows(entry: Entry, values: Values, arrays: Mapping[Path, AnyArray], sides: Sides) -> None:
-    if not any(
-        isinstance(operation, Cast) and is_float(dtype_named(operation.after)) for operation in entry.operations
-    ):
-        return
-    # What was none before is not counted.
-    before = sum(_n_not_finite(array_of(leaf.value)) for leaf in values.values())
-    for path, array in arrays.items():
-        number = _n_not_finite(array)
-        if number > before:
-            sides.overflows[path] = number - before
-
-
-def _n_not_finite(array: AnyArray) -> int:
-    return array.size - int(np.isfinite(array).sum())
 
 
 class _Made:

@@ -18,7 +18,7 @@ from pytreeckpt.cli.convert_making import Sides, Values, made_tree, values_in
 from pytreeckpt.cli.convert_residuals import read_residuals, residuals_metadata, residuals_tree
 from pytreeckpt.cli.convert_tree import data_of, lazy_tree, leaves_in, part_at, planned_part, whole_tree
 from pytreeckpt.cli.terminal import Terminal, shown_progress
-from pytreeckpt.cli.text import count, visible
+from pytreeckpt.cli.text import visible
 from pytreeckpt.content import OWN_FORMAT
 from pytreeckpt.convert import Plan, draft, inventory_of, to_document
 from pytreeckpt.convert.leaves import values_by_path
@@ -161,7 +161,7 @@ def _written(job: Job, source: Checkpoint, ready: _Ready, meter: Meter, terminal
             if job.format.name != "ptck":
                 meter.report, meter.total_nbytes = progress, nbytes_of(data_of(value) for _, value in leaves)
             outcome = job.format.write(content, job.destination, options)
-            notes = (*notes, *_outcome_notes(outcome), *_overflow_notes(ready.sides))
+            notes = (*notes, *_outcome_notes(outcome))
     plan = None if job.invert else ready.plan
     return Result(job, source.format, len(leaves), plan, Problems(), (*source.notes, *notes), outcome)
 
@@ -188,13 +188,6 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
         yield f"{outcome.shared} names have no array of their own, but share one: the metadata say which"
     if outcome.superseded:
         yield f"not needed any more: {', '.join(outcome.superseded)}"
-
-
-def _overflow_notes(sides: Sides | None) -> Iterator[str]:
-    if sides is not None and sides.overflows:
-        (path, number), *others = sides.overflows.items()
-        more = f", and of {count(len(others), 'other array')}" if others else ""
-        yield f"too large for the dtype, and no finite numbers any more: {count(number, 'value')} of {path}{more}"
 
 
 def _advice(job: Job, whole: object) -> str:

@@ -24,7 +24,16 @@ _OF_MODEL: Final = frozenset(["parameter", "buffer"])
 # A number that is a step of a name, or ends one: blocks/0, blocks_0, h.0.attn, [0].
 _NUMBER: Final = re.compile(r"(?<=[/._\[\"])\d+(?=[/.\s\",:\]]|$)")
 _RULE: Final = re.compile(r'decide with a rule such as (Kind|Choose)\("([^"]*)", "([^"]*)"\)')
-_FLATTENED: Final = re.compile(r'Flattened\("([^"]*)", \(([^)]*)\)\)')
+_IN_FILE: Final = (
+    (
+        re.compile(r'Flattened\("([^"]*)", \(([^)]*)\), "output"\)'),
+        r'[[flattened]] layers = "\1" shape = [\2] side = "output"',
+    ),
+    (re.compile(r'Flattened\("([^"]*)", \(([^)]*)\)\)'), r'[[flattened]] layers = "\1" shape = [\2]'),
+    (re.compile(r'Fill\("([^"]*)", ([^)]*)\)'), r'[[fill]] leaves = "\1" value = \2'),
+    (re.compile(r"Waive\(check='([^']*)'\)"), r'[[waive]] check = "\1"'),
+)
+"""Rules in Python that the command line has in files."""
 
 
 def report(result: Result, width: int | None) -> list[Line]:
@@ -200,7 +209,10 @@ def _as_option(text: str, *, several: bool) -> str:
             return f"decide with --kind {shlex.quote(f'{pattern}={value}')}"
         return f'decide in a file for --rules: [[choose]] layers = "{pattern}" variant = "{value}"'
 
-    return _FLATTENED.sub(r'[[flattened]] layers = "\1" shape = [\2] in a file for --rules', _RULE.sub(option, text))
+    shown = _RULE.sub(option, text)
+    for pattern, table in _IN_FILE:
+        shown = pattern.sub(f"{table} in a file for --rules", shown)
+    return shown
 
 
 def _alike(texts: Sequence[str]) -> list[tuple[str, int]]:

@@ -2,6 +2,9 @@
 
 What an inverse would not give back to the bit is kept as a residual, by the path of the leaf that it was. On the way
 back a residual is used if it still comes to what is there; if training has gone on since, that is computed back.
+
+What comes out is what the plan says, in shape and dtype. Nothing of it is an array that was given, but for views, nor
+one of the residuals.
 """
 
 from __future__ import annotations
@@ -14,28 +17,27 @@ import numpy as np
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.convert.entries import Spec
 from pytreeckpt.convert.leaves import FoundLeaf, array_of, plain_path
+from pytreeckpt.convert.names import steps_of, text_of
 from pytreeckpt.convert.operations import (
-    Affine,
-    Cast,
+    INEXACT,
+    LOSSY,
     Crop,
     Drop,
     First,
     Operation,
     Operations,
     Recall,
+    Repeat,
     SplitSum,
-    SumPair,
     Tie,
     inverse,
     inverse_of,
 )
 from pytreeckpt.convert.records import Entry
 from pytreeckpt.convert.running import run
-from pytreeckpt.convert.values import same_bits
+from pytreeckpt.convert.values import cast_to, same_bits
 from pytreeckpt.errors import ConversionError
 from pytreeckpt.paths import Path
-
-_MAY_LOSE = (Affine, Cast, Crop, Drop, First, SplitSum, SumPair)
 
 
 class Converted(NamedTuple):
@@ -65,25 +67,90 @@ def convert_arrays(
     found: dict[Path, AnyArray] = {}
     kept: dict[str, AnyArray] = {}
     for entry in entries:
-        given = [array_of(values[plain_path(path)].value) for path in entry.sources]
-        earlier = [residuals.get(str(path)) for path in entry.targets]
         try:
-            if any(isinstance(operation, Recall) for operation in entry.operations):
-                made = [_recalled(path, each, target, own) for path, each in zip(entry.targets, earlier, strict=True)]
-            else:
-                made = _converted(entry.operations, given, earlier)
+            given = [_given(values[plain_path(path)], source[path]) for path in entry.sources]
+            made = _made(entry, given, target, residuals=residuals, own=own)
         except ValueError as error:
-            problems.append(f"{', '.join(map(str, entry.sources or entry.targets))}: {error}")
+            problems.append(f"{', '.join(map(str, entry.sources or entry.targets))}: {error}{_advice(entry)}")
             continue
-        # The caller's own arrays stay the caller's; what is one array several times stays one.
         lost = _residuals(entry, given, made)
-        copies = {id(each): each.copy() for each in given if any(each is array for array in (*made, *lost.values()))}
-        # A count may have become several, which on the way back are one.
-        found.update(zip(entry.targets, [copies.get(id(array), array) for array in made], strict=True))
-        kept.update((path, copies[id(array)]) for path, array in lost.items())
+        # The caller's own arrays stay the caller's; what is one array several times stays one.
+        callers = {id(array) for array in (*given, *lost.values())}
+        copies = {id(array): array.copy() for array in made if id(array) in callers}
+        made = [copies.get(id(array), array) for array in made]
+        problems += _misfits(entry, made, target, found)
+        found.update(zip(entry.targets, made, strict=True))
+        kept.update((path, array.copy()) for path, array in lost.items())
     if problems:
         raise ConversionError("the arrays cannot be converted:\n  " + "\n  ".join(problems), mismatched=problems)
     return found, kept
+
+
+def _given(leaf: FoundLeaf, spec: Spec) -> AnyArray:
+    array = array_of(leaf.value)
+    # A number of Python has no dtype of its own.
+    return cast_to(array, spec.dtype) if _is_number(leaf.value) else array
+
+
+def _made(
+    entry: Entry,
+    given: list[AnyArray],
+    target: Mapping[Path, Spec],
+    *,
+    residuals: Mapping[str, AnyArray],
+    own: Mapping[Path, FoundLeaf],
+) -> list[AnyArray]:
+    """The arrays that an entry makes of those given. Raises `ValueError`."""
+    earlier = [_earlier(path, residuals.get(str(path)), target) for path in entry.targets]
+    if any(isinstance(operation, Recall) for operation in entry.operations):
+        return [_recalled(path, each, target, own) for path, each in zip(entry.targets, earlier, strict=True)]
+    return _converted(entry.operations, given, earlier, keeps_nonzero=entry.quantity == "second moment")
+
+
+def _earlier(path: Path, residual: AnyArray | None, target: Mapping[Path, Spec]) -> AnyArray | None:
+    """A residual, as an array of its own."""
+    if residual is None:
+        return None
+    array = np.array(array_of(residual), order="C")
+    spec = target.get(path)
+    if spec is not None and (array.shape, array.dtype) != (spec.shape, spec.dtype):
+        raise ValueError(
+            f"the residual of {path} is {array.dtype}{list(array.shape)}, and not {spec.dtype}{list(spec.shape)}: "
+            "it is of another plan"
+        )
+    return array
+
+
+def _misfits(
+    entry: Entry, made: Sequence[AnyArray], target: Mapping[Path, Spec], found: Mapping[Path, AnyArray]
+) -> list[str]:
+    """What of an entry's arrays is not as the plan says, or not as another entry has it that comes to the same leaf."""
+    problems: list[str] = []
+    for path, array in zip(entry.targets, made, strict=True):
+        spec = target.get(path)
+        if spec is not None and (array.shape, array.dtype) != (spec.shape, spec.dtype):
+            problems.append(
+                f"{path}: {array.dtype}{list(array.shape)} comes to it, and not {spec.dtype}{list(spec.shape)}"
+            )
+        elif entry.quantity != "count" and path in found and not same_bits(found[path], array):
+            # What an optimizer counts, several may count; its last word is that of its moments.
+            problems.append(
+                f"{path}: several come to it, the last from {', '.join(map(str, entry.sources)) or 'nothing'}, and "
+                "they differ: what is one here has parted on the other side"
+            )
+    return problems
+
+
+def _advice(entry: Entry) -> str:
+    match entry.operations:
+        case (Drop(_, fill),) if fill is not None and fill.implied:
+            # A variable of nnx has its value below its name.
+            steps = [step for step in steps_of(entry.sources[0]) if step != "value"]
+            return (
+                ", and torch's layer has no place for it; declare "
+                f'Fill("**/{text_of(tuple(steps[-2:]))}", {fill.value:g}) to leave it out (it is kept as a residual)'
+            )
+    return ""
 
 
 def _differences(entries: Iterable[Entry], values: Mapping[Path, FoundLeaf], source: Mapping[Path, Spec]) -> list[str]:
@@ -93,7 +160,7 @@ def _differences(entries: Iterable[Entry], values: Mapping[Path, FoundLeaf], sou
         spec = source[path]
         if leaf is None or leaf.shape is None:
             problems.append(f"{path}: there is none")
-        elif (leaf.shape, leaf.dtype) != (spec.shape, spec.dtype) and not _is_number(leaf.value):
+        elif leaf.shape != spec.shape or (leaf.dtype != spec.dtype and not _is_number(leaf.value)):
             problems.append(f"{path}: {leaf.dtype}{list(leaf.shape)}, and not {spec.dtype}{list(spec.shape)}")
     return problems
 
@@ -102,7 +169,9 @@ def _is_number(value: object) -> bool:
     return isinstance(value, int | float)
 
 
-def _converted(operations: Operations, given: list[AnyArray], earlier: Sequence[AnyArray | None]) -> list[AnyArray]:
+def _converted(
+    operations: Operations, given: list[AnyArray], earlier: Sequence[AnyArray | None], *, keeps_nonzero: bool
+) -> list[AnyArray]:
     """The arrays that the operations make; `earlier`: what was kept of each of them."""
     known = [array for array in earlier if array is not None]
     if known and len(known) == len(earlier):
@@ -112,11 +181,12 @@ def _converted(operations: Operations, given: list[AnyArray], earlier: Sequence[
         except ValueError:
             again = []
         if len(again) == len(given) and all(map(same_bits, again, given)):
-            return known
+            is_tied = any(isinstance(each, Repeat) and each.equal for each in operations[-1:])
+            return known[:1] * len(known) if is_tied and all(same_bits(known[0], each) for each in known) else known
     if operations and known and len(known) == len(earlier):
         # It has changed since: what only the residual has is taken from there.
-        return _merged(operations[-1], run(operations[:-1], given), known)
-    return run(operations, given)
+        return _merged(operations[-1], run(operations[:-1], given, keeps_nonzero=keeps_nonzero), known)
+    return run(operations, given, keeps_nonzero=keeps_nonzero)
 
 
 def _merged(operation: Operation, arrays: list[AnyArray], earlier: list[AnyArray]) -> list[AnyArray]:
@@ -154,7 +224,7 @@ def _recalled(
     leaf = own.get(plain_path(path))
     if leaf is not None:
         try:
-            return array_of(leaf.value)
+            return array_of(leaf.value).copy()
         except TypeError:
             # Abstract.
             pass
@@ -167,14 +237,18 @@ def _recalled(
 
 def _residuals(entry: Entry, given: Sequence[AnyArray], made: Sequence[AnyArray]) -> dict[str, AnyArray]:
     """What of the sources the inverse would not give back to the bit."""
-    if not any(isinstance(operation, _MAY_LOSE) for operation in entry.operations):
+    if not any(isinstance(operation, (*LOSSY, *INEXACT)) for operation in entry.operations):
         return {}
     texts = list(map(str, entry.sources))
     back = inverse(entry.operations)
     if any(isinstance(operation, Recall) for operation in back):
         return dict(zip(texts, given, strict=True))
-    again = run(back, made)
-    if all(map(same_bits, again, given)):
+    try:
+        again = run(back, made)
+    except ValueError:
+        # Rounded values may be beyond the other dtype.
+        again = []
+    if len(again) == len(given) and all(map(same_bits, again, given)):
         return {}
     # All of an entry's: what is used on the way back is all of them or none.
     return dict(zip(texts, given, strict=True))

@@ -7,10 +7,24 @@ from dataclasses import replace
 from typing import Final
 
 from pytreeckpt.convert.layers import TABLES
-from pytreeckpt.convert.lookup import close_names, layers_of, renamed
-from pytreeckpt.convert.names import match_beginning, match_name
-from pytreeckpt.convert.records import Layer, Model, Name
-from pytreeckpt.convert.rules import Choose, Flattened, Kind, Rename, Rule, Scan, kind_name, of_type
+from pytreeckpt.convert.lookup import close_names, layers_of, number_of, renamed
+from pytreeckpt.convert.names import match_beginning, match_name, steps_of, text_of
+from pytreeckpt.convert.records import Inventory, Layer, Leaf, Model, Name
+from pytreeckpt.convert.rules import (
+    Choose,
+    Convert,
+    Drop,
+    Fill,
+    Flattened,
+    Kind,
+    Rename,
+    Rule,
+    RuleError,
+    Scan,
+    Waive,
+    kind_name,
+    of_type,
+)
 from pytreeckpt.paths import suggest
 
 
@@ -29,6 +43,41 @@ def with_kinds(model: Model, rules: Sequence[Rule]) -> Model:
 
 def _all_layers(model: Model) -> list[Name]:
     return list(dict.fromkeys([*model.layers, *layers_of(model)]))
+
+
+def ill_formed(rules: Sequence[object]) -> list[str]:
+    """What of the rules says nothing, as texts. Raises `RuleError` for what is no rule at all."""
+    problems: list[str] = []
+    for rule in rules:
+        match rule:
+            case Waive(None, None, None):
+                problems.append("the rule Waive() lets nothing pass: say what, unused=…, missing=… or check=…")
+            case Scan() if number_of(rule) is None:
+                problems.append(
+                    f"the rule scan {rule.source!r}: which part numbers the layers is not said; it is the one that the "
+                    'target has not, as in Scan("h.{i}", "h/block")'
+                )
+            case Rename() | Kind() | Choose() | Convert() | Scan() | Drop() | Fill() | Waive() | Flattened():
+                continue
+            case _:
+                raise RuleError(
+                    f"{rule!r} is no rule: rules are such as Rename(…), Kind(…), Convert(…) of pytreeckpt.convert, or "
+                    "what parse_rules makes of TOML"
+                )
+    return problems
+
+
+def idle_waivers(rules: Sequence[Rule], source: Inventory, target: Inventory) -> list[str]:
+    """The waivers that match no leaf of the side that they speak of, as texts."""
+    problems: list[str] = []
+    for waive in of_type(rules, Waive):
+        for what, pattern, side in (("unused", waive.unused, source), ("missing", waive.missing, target)):
+            if pattern is None:
+                continue
+            names = [*side.model.leaves, *(steps_of(path) for path in side.rest)]
+            if not any(match_name(pattern, name) is not None for name in names):
+                problems.append(idle_text(f"waive {what} {pattern!r}", pattern, "leaf", list(side.model.leaves)))
+    return problems
 
 
 def idle_rules(model: Model, rules: Sequence[Rule]) -> list[str]:
@@ -52,7 +101,28 @@ def idle_rules(model: Model, rules: Sequence[Rule]) -> list[str]:
         if not any(match_beginning(rename.source, name) is not None for name in names):
             problems.append(idle_text(f"rename {rename.source!r}", rename.source, "layer or leaf", names))
         names = [renamed(name, [rename]) for name in names]
-    return problems
+    return [*problems, *_meetings(model, rules)]
+
+
+def _meetings(model: Model, rules: Sequence[Rule]) -> list[str]:
+    """Leaves that renames give one name, as texts: of two layers that change places, one has to step aside."""
+    renames = of_type(rules, Rename)
+    let_go = [rule.leaves for rule in of_type(rules, Drop)] + [
+        each for rule in of_type(rules, Waive) for each in (rule.unused, rule.missing) if each is not None
+    ]
+    first: dict[Name, Leaf] = {}
+    for name, leaf in model.leaves.items() if renames else ():
+        if any(match_name(pattern, name) is not None for pattern in let_go):
+            continue
+        other = first.setdefault(renamed(name, renames), leaf)
+        if other is not leaf and (other.identity is None or other.identity != leaf.identity):
+            text = (
+                f"the renames make {text_of(other.name)} and {text_of(name)} the same, "
+                f"{text_of(renamed(name, renames))}: they are applied one after the other, so that layers change "
+                'places by a third name, Rename("a", "aside"), Rename("b", "a"), Rename("aside", "b")'
+            )
+            return [text]
+    return []
 
 
 _CONTAINERS: Final = tuple(f"torch.nn.{name}" for name in ("Sequential", "ModuleList", "ModuleDict", "Module"))

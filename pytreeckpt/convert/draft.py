@@ -14,8 +14,10 @@ from pytreeckpt.paths import Path
 
 @dataclass(slots=True)
 class Draft:
-    """`source` and `target`: the models, of which `sources` and `targets` are taken. `unmatched`: why names are left
-    over, by name; `ambiguous` and `mismatched`: texts; `notes`: what to see to, and the layers that it is about.
+    """`source` and `target`: the models, of which `sources` and `targets` are taken. `unmatched`: the layers of the
+    source without a counterpart, with the names that it would have; `lacking`: leaves of the target that a layer of
+    torch has not, with what can be done; `ambiguous` and `mismatched`: texts; `notes`: what to see to, and the layers
+    that it is about.
     """
 
     source: Model
@@ -23,7 +25,8 @@ class Draft:
     entries: list[Entry] = field(default_factory=list)
     sources: set[Name] = field(default_factory=set)
     targets: set[Name] = field(default_factory=set)
-    unmatched: dict[Name, str] = field(default_factory=dict)
+    unmatched: dict[Name, Name] = field(default_factory=dict)
+    lacking: dict[Name, str] = field(default_factory=dict)
     ambiguous: list[str] = field(default_factory=list)
     mismatched: list[str] = field(default_factory=list)
     notes: dict[str, list[str]] = field(default_factory=dict)
@@ -50,7 +53,7 @@ class Draft:
 
     def note(self, text: str, layer: Name) -> None:
         """Add a note about a layer."""
-        self.notes.setdefault(text, []).append(text_of(layer))
+        self.notes.setdefault(text, []).append(text_of(layer) or "the model itself")
 
 
 def paths(leaves: Iterable[Leaf]) -> tuple[Path, ...]:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from pytreeckpt.convert.operations import Cast, Operation, inverse
+from pytreeckpt.convert.operations import Cast, Drop, Fill, Operation, inverse
 from pytreeckpt.convert.records import Entry, Inventory
 from pytreeckpt.convert.values import dtype_named, is_float
 from pytreeckpt.dtypes import AnyDType
@@ -62,10 +62,16 @@ def holds_all(wider: AnyDType, narrower: AnyDType) -> bool:
 def with_cast(entry: Entry, sources: Specs, targets: Specs, *, cast: bool) -> tuple[Entry, str | None]:
     """The entry with a cast at its end if the dtypes differ, and why that is not allowed.
 
-    Counts say themselves what they are cast to. With `cast`, values may be rounded.
+    Counts say themselves what they are cast to. With `cast`, values may be rounded. What is filled has the dtype that
+    it is to have.
     """
     given = [sources[path].dtype for path in entry.sources]
     wanted = [targets[path].dtype for path in entry.targets]
+    match entry.operations:
+        case (Fill() as fill,) if len(wanted) == 1:
+            return replace(entry, operations=(replace(fill, dtype=wanted[0].name),)), None
+        case (Drop(_, Fill() as fill),) if len(given) == 1:
+            return replace(entry, operations=(Drop(1, replace(fill, dtype=given[0].name)),)), None
     if not given or not wanted or any(isinstance(operation, Cast) for operation in entry.operations):
         return entry, None
     if len(set(given)) > 1 or len(set(wanted)) > 1:

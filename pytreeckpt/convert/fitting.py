@@ -5,14 +5,15 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
+import numpy.typing as npt
 
-from pytreeckpt.arrays import AnyArray
 from pytreeckpt.convert.layers.variants import Layout, Move, Side, Variant
 from pytreeckpt.convert.lookup import Place
 from pytreeckpt.convert.names import text_of
-from pytreeckpt.convert.operations import describe_operations
+from pytreeckpt.convert.operations import Flip, Operations, Permute, Reshape, describe_operations
 from pytreeckpt.convert.records import Layer, Leaf, Name
 from pytreeckpt.convert.running import run
 from pytreeckpt.convert.shapes import result_shapes
@@ -126,33 +127,90 @@ def different(fits: Sequence[Fit], shapes: Shapes) -> list[Fit]:
     """The fits that do not come to the same, the first of each."""
     if len(fits) == 1:
         return list(fits)
-    found: list[tuple[Fit, Mapping[str, AnyArray]]] = []
+    found: list[tuple[Fit, Mapping[str, _Origin]]] = []
     for fit in fits:
-        effect = _effect(fit.variant, shapes)
-        if not any(_same(effect, each) for _, each in found):
-            found.append((fit, effect))
+        origins = _origins(fit.variant)
+        if not any(_same(origins, each, shapes) for _, each in found):
+            found.append((fit, origins))
     # One that leaves out what another one takes is not the layer that is here.
-    most = max(len(effect) for _, effect in found)
-    return [fit for fit, effect in found if len(effect) == most]
+    most = max(len(origins) for _, origins in found)
+    return [fit for fit, origins in found if len(origins) == most]
 
 
-def _effect(variant: Variant, shapes: Shapes) -> Mapping[str, AnyArray]:
-    """What a variant makes of arrays that are numbered through."""
-    start = 1
-    numbered: dict[str, AnyArray] = {}
-    for rel, shape in shapes.items():
-        size = math.prod(shape)
-        numbered[rel] = np.arange(start, start + size, dtype=np.float64).reshape(shape)
-        start += size
+@dataclass(frozen=True, slots=True)
+class _Origin:
+    """What a leaf of the other side is made of: the result with this number of operations on these leaves."""
+
+    sources: tuple[str, ...]
+    operations: Operations
+    number: int
+
+
+def _origins(variant: Variant) -> Mapping[str, _Origin]:
     return {
-        rel: array
+        rel: _Origin(move.sources, move.operations, number)
         for move in variant.moves
-        for rel, array in zip(move.targets, run(move.operations, [numbered[rel] for rel in move.sources]), strict=True)
+        for number, rel in enumerate(move.targets)
     }
 
 
-def _same(a: Mapping[str, AnyArray], b: Mapping[str, AnyArray]) -> bool:
-    return a.keys() == b.keys() and all(np.array_equal(a[rel], b[rel]) for rel in a)
+def _same(a: Mapping[str, _Origin], b: Mapping[str, _Origin], shapes: Shapes) -> bool:
+    return a.keys() == b.keys() and all(_same_values(a[rel], b[rel], shapes) for rel in a)
+
+
+def _same_values(a: _Origin, b: _Origin, shapes: Shapes) -> bool:
+    """Whether two ways to make a leaf give the same for all values."""
+    if a == b:
+        return True
+    if a.sources != b.sources:
+        return False
+    if len(a.sources) == 1 and all(isinstance(each, _ON_AXES) for each in (*a.operations, *b.operations)):
+        shape = shapes[a.sources[0]]
+        return np.array_equal(_items(a.operations, shape), _items(b.operations, shape))
+    given = [shapes[rel] for rel in a.sources]
+    starts = np.cumsum([0, *map(math.prod, given)])
+    numbered = [
+        np.arange(start, start + math.prod(shape), dtype=np.float64).reshape(shape)
+        for start, shape in zip(starts.tolist(), given, strict=False)
+    ]
+    one, other = (run(each.operations, numbered)[each.number] for each in (a, b))
+    return np.array_equal(one, other)
+
+
+# They move items of one array by its axes.
+_ON_AXES: Final = (Permute, Reshape, Flip)
+_MAX_ITEMS: Final = 4096
+
+
+def _items(operations: Operations, shape: Shape) -> npt.NDArray[np.int64]:
+    """Which items of an array come to be the first, second, … of what operations on axes make of it: all or, of more
+    than a few thousand, some at random. Two ways that differ do so in half of the items or more, as each item of the
+    result is found by the digits of its number, in mixed radix, in another order.
+    """
+    shapes = [shape]
+    for operation in operations:
+        shapes += result_shapes((operation,), shapes[-1:])
+    size = math.prod(shape)
+    items: npt.NDArray[np.int64] = (
+        np.arange(size) if size <= _MAX_ITEMS else np.random.default_rng(0).integers(size, size=_MAX_ITEMS)
+    )
+    for operation, before, after in reversed(list(zip(operations, shapes[:-1], shapes[1:], strict=True))):
+        if isinstance(operation, Reshape) or not items.size:
+            continue
+        places = list(np.unravel_index(items, after))
+        if isinstance(operation, Permute):
+            places = [places[operation.axes.index(axis)] for axis in range(len(before))]
+        elif isinstance(operation, Flip):
+            places = [
+                before[axis] - 1 - place if axis in operation.axes else place for axis, place in enumerate(places)
+            ]
+        items = np.ravel_multi_index(places, before) if places else items
+    return items
+
+
+def layer_text(name: Name) -> str:
+    """A layer by name, for people."""
+    return text_of(name) or "the model itself"
 
 
 def ambiguity(pair: Pair, fits: Sequence[Fit]) -> str:
@@ -170,6 +228,6 @@ def ambiguity(pair: Pair, fits: Sequence[Fit]) -> str:
     kinds = [fit.kind.removeprefix("torch.nn.") for fit in fits if fit.kind != fit.variant.name]
     rule = f'Choose("{name}", "{fits[0].variant.name}")' if pair.is_known else f'Kind("{name}", "{kinds[0]}")'
     return (
-        f"{name or 'the model itself'} ({owned}) admits {len(fits)} layouts; decide with a rule such as {rule}:\n"
+        f"{layer_text(pair.name)} ({owned}) admits {len(fits)} layouts; decide with a rule such as {rule}:\n"
         + "\n".join(f"      {line}" for line in lines)
     )

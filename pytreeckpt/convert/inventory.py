@@ -6,11 +6,11 @@ describes: a module itself. Where it is not plain what is meant, this fails and 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import replace
 from typing import Any, Final, Protocol, runtime_checkable
 
-from pytreeckpt.convert.jax_leaves import convention_of, model_leaves
+from pytreeckpt.convert.jax_leaves import convention_of, model_leaves, moments_in, with_roots_apart
 from pytreeckpt.convert.leaves import FoundLeaf, leaves_of
 from pytreeckpt.convert.names import steps_of, text_of
 from pytreeckpt.convert.parts import Part, captured_parts, described_parts, state_dict_parts
@@ -62,11 +62,11 @@ def inventory_of(value: object, *, convention: Convention | None = None, annotat
     if parts is None:
         parts = state_dict_parts(found) if convention in {None, "torch"} else []
         parts = parts or [Part((), Path())]
+    moments = moments_in(found)
     models: list[Model] = []
     taken: set[Path] = set()
-    for part in parts:
-        inside = [leaf for leaf in found if leaf.path[: len(part.prefix)] == part.prefix]
-        model = _model(part, inside, convention)
+    for part in [apart for each in parts for apart in with_roots_apart(each, _inside(each, found, moments))]:
+        model = _model(part, _inside(part, found, moments), convention)
         if model is not None:
             models.append(model if annotations else replace(model, layers={}))
             taken.update(leaf.path for leaf in model.leaves.values())
@@ -80,6 +80,11 @@ def inventory_of(value: object, *, convention: Convention | None = None, annotat
         if leaf.path not in taken
     }
     return Inventory(_joined(models), rest, tree)
+
+
+def _inside(part: Part, found: Sequence[FoundLeaf], moments: Collection[Path]) -> list[FoundLeaf]:
+    inside = [leaf for leaf in found if leaf.path[: len(part.prefix)] == part.prefix]
+    return inside if part.convention == "torch" else [leaf for leaf in inside if leaf.path not in moments]
 
 
 def _array(leaf: FoundLeaf) -> tuple[Any, Any]:
@@ -105,7 +110,8 @@ def _model(part: Part, found: Sequence[FoundLeaf], wanted: Convention | None) ->
             raise StructureMismatchError(
                 f"{named[name].path} and {leaf.path} are both named {text_of(name)}: convert them apart"
             )
-        named[name] = Leaf(leaf.path, name, *_array(leaf), leaf.identity)
+        # Arrays of JAX cannot be changed: that two leaves are one object says nothing of how they are trained.
+        named[name] = Leaf(leaf.path, name, *_array(leaf), leaf.identity if convention == "torch" else None)
     separator = "." if convention == "torch" else "/"
     layers = {
         tuple(name.split(separator)) if name else (): Layer(each["class"], each["kind"], each["config"])

@@ -9,12 +9,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from pytreeckpt.convert.draft import Draft
-from pytreeckpt.convert.fitting import Candidate, Fit, Pair, ambiguity, as_it_is, different, tried
-from pytreeckpt.convert.flattening import declared, flattened_variant, suspicion
+from pytreeckpt.convert.fitting import Candidate, Fit, Pair, ambiguity, as_it_is, different, layer_text, tried
+from pytreeckpt.convert.flattening import ENDS, Surroundings, doubt, flattened_variant, images_of, suspicion
 from pytreeckpt.convert.layers.variants import Move, Side, Table
-from pytreeckpt.convert.lookup import Names, close_names, layers_of, possible_names, renamed, scanned
+from pytreeckpt.convert.lookup import Names, layers_of, possible_names, renamed, scanned
 from pytreeckpt.convert.names import match_name, text_of
 from pytreeckpt.convert.operations import Drop, Fill
 from pytreeckpt.convert.records import Layer, Leaf, Name
@@ -36,6 +37,7 @@ def plan_layers(draft: Draft, table: Table, rules: Sequence[Rule], *, scheme: st
     sources, targets = Names(draft.source), Names(draft.target)
     stacked = Stacked()
     choices = [_Choice(rule) for rule in of_type(rules, Choose)]
+    around = Surroundings.of(draft.source) if draft.target.convention == "flax" else None
     for name in layers_of(draft.source):
         own = {rel: leaf for rel, leaf in sources.within(name).items() if leaf.name not in draft.sources}
         known = draft.source.layers.get(name)
@@ -46,18 +48,18 @@ def plan_layers(draft: Draft, table: Table, rules: Sequence[Rule], *, scheme: st
         others = [place.name] if place is not None else _counterparts(name, draft, targets, of_type(rules, Rename))
         if not others:
             if known is not None:
-                draft.unmatched[name] = _nowhere(name, targets, of_type(rules, Rename))
+                draft.unmatched[name] = renamed(name, of_type(rules, Rename))
             continue
         if len(others) > 1:
             draft.ambiguous.append(
-                f"{text_of(name)} may be {' or '.join(map(text_of, others))}: say which with a rename"
+                f"{layer_text(name)} may be {' or '.join(map(layer_text, others))}: say which with a rename"
             )
             continue
         there = {rel: leaf for rel, leaf in targets.within(others[0]).items() if leaf.name not in draft.targets}
         pair = Pair(name, others[0], own, there, place, known is not None)
         fit = _decided(draft, pair, candidates, _other_side(pair, targets, scheme), choices)
-        if fit is not None and draft.target.convention == "flax":
-            fit = _with_flattening(draft, pair, fit, of_type(rules, Flattened))
+        if fit is not None and around is not None:
+            fit = _with_flattening(draft, pair, fit, around, of_type(rules, Flattened))
         if fit is not None:
             _add(draft, pair, fit, stacked)
     stacked.finish(draft)
@@ -88,14 +90,7 @@ def _candidates(known: Layer | None, own: Mapping[str, Leaf], table: Table) -> l
 
 def _counterparts(layer: Name, draft: Draft, targets: Names, renames: Sequence[Rename]) -> list[Name]:
     names = [renamed(layer, renames), *(renamed(each, renames) for each in possible_names(layer, draft.source.layers))]
-    return [name for name in dict.fromkeys(names) if targets.has_layer(name)]
-
-
-def _nowhere(layer: Name, targets: Names, renames: Sequence[Rename]) -> str:
-    name = renamed(layer, renames)
-    layers = list(dict.fromkeys(each[:-1] for each in targets.model.leaves))
-    close = close_names(name, layers)
-    return f"there is no layer {text_of(name)}" + (f"; there is {', '.join(close)}" if close else "")
+    return [name for name in dict.fromkeys(names) if targets.has_layer(name, apart_from=draft.targets)]
 
 
 def _decided(
@@ -108,7 +103,7 @@ def _decided(
     fits = _chosen(fits, [choice for choice in choices if match_name(choice.rule.layers, pair.name) is not None])
     if not fits:
         if pair.is_known and misfits:
-            draft.mismatched.append(f"{text_of(pair.name)}, to {text_of(pair.other)}: {'; '.join(misfits)}")
+            draft.mismatched.append(f"{layer_text(pair.name)}, to {layer_text(pair.other)}: {'; '.join(misfits)}")
             _tell_once(draft, pair, pair.own, pair.there)
         return None
     distinct = different(fits, pair.shapes)
@@ -125,30 +120,31 @@ def _decided(
     return None
 
 
-def _with_flattening(draft: Draft, pair: Pair, fit: Fit, rules: Sequence[Flattened]) -> Fit | None:
-    """The layout of a linear layer that may read a flattened image; None if that has to be declared first."""
-    rule = declared(pair.name, rules)
-    if rule is not None and rule.shape:
+def _with_flattening(
+    draft: Draft, pair: Pair, fit: Fit, around: Surroundings, rules: Sequence[Flattened]
+) -> Fit | None:
+    """The layout of a layer that may read or give a flattened image; None if that has to be declared first."""
+    images = images_of(pair.name, fit.kind, around, rules)
+    for rule in (each for each in images if each.shape):
+        if (note := doubt(pair.name, rule, around)) is not None:
+            draft.note(note, pair.name)
         try:
-            return Fit(fit.kind, flattened_variant(fit.variant, pair.shapes, rule.shape))
+            fit = Fit(fit.kind, flattened_variant(fit.variant, fit.kind, pair.shapes, rule.shape, rule.side))
         except ValueError as error:
-            draft.mismatched.append(f"{text_of(pair.name)}, with the rule {rule}: {error}")
+            draft.mismatched.append(f"{layer_text(pair.name)}, with the rule {rule}: {error}")
             _tell_once(draft, pair, pair.own, pair.there)
             return None
-    weight = pair.shapes.get("weight", ())
-    found = suspicion(pair.name, draft.source.layers, weight[1]) if rule is None and len(weight) == 2 else None
-    if found is None:
-        return fit
-    certainty, why = found
-    advice = (
-        f'Flattened("{text_of(pair.name)}", (channels, height, width)), or without a shape if it is nothing like that'
-    )
-    if certainty == "possible":
-        draft.note(f"{why}: if that is a flattened image, declare {advice}", pair.name)
-        return fit
-    draft.ambiguous.append(f"{why}, after a Flatten: torch and Flax order its features differently; declare {advice}")
-    _tell_once(draft, pair, pair.own, pair.there)
-    return None
+    settled = {rule.side for rule in images}
+    for end in ENDS:
+        found = suspicion(pair.name, fit.kind, pair.shapes, end, around) if end not in settled else None
+        if found is not None:
+            draft.ambiguous.append(
+                f"{found.why}: torch and Flax order its features differently; declare {found.rule}, or without a shape "
+                "if it is nothing like that"
+            )
+            _tell_once(draft, pair, pair.own, pair.there)
+            return None
+    return fit
 
 
 def _chosen(fits: list[Fit], choices: Sequence[_Choice]) -> list[Fit]:
@@ -163,9 +159,10 @@ def _chosen(fits: list[Fit], choices: Sequence[_Choice]) -> list[Fit]:
 
 
 def _tell_once(draft: Draft, pair: Pair, sources: Iterable[str], targets: Iterable[str]) -> None:
-    """Leaves of which it was said what is wrong are not also said to be left over; those of layers within are."""
-    draft.sources.update(pair.own[rel].name for rel in sources if "/" not in rel)
-    draft.targets.update(pair.there[rel].name for rel in targets if "/" not in rel)
+    """Leaves of which it was said what is wrong are not also said to be left over."""
+    draft.sources.update(pair.own[rel].name for rel in sources)
+    # What is in a layer there is its own, but in the whole model.
+    draft.targets.update(pair.there[rel].name for rel in targets if pair.other or "/" not in rel)
 
 
 def _add(draft: Draft, pair: Pair, fit: Fit, stacked: Stacked) -> None:
@@ -181,12 +178,36 @@ def _add(draft: Draft, pair: Pair, fit: Fit, stacked: Stacked) -> None:
         try:
             draft.add(sources, targets, move.operations, reason)
         except ValueError as error:
-            draft.mismatched.append(f"{text_of(pair.name)}: {error}")
+            draft.mismatched.append(f"{layer_text(pair.name)}: {error}")
     for rel, why in variant.drops.items():
         draft.add([pair.own[rel]], [], (Drop(),), f"{fit.kind}: {why}")
     for rel, value in variant.fills.items():
         leaf = pair.there[rel]
         if leaf.name not in draft.targets:
-            draft.add([], [leaf], (Fill(leaf.shape, leaf.dtype.name, value),), f"{fit.kind} has none: {value:g}")
-    for note in variant.notes:
+            is_implied = rel not in variant.unread
+            fill = Fill(leaf.shape, leaf.dtype.name, value, implied=is_implied)
+            draft.add([], [leaf], (fill,), f"{fit.kind} has none: {value:g}")
+    for rel, leaf in pair.there.items():
+        neutral = _NEUTRAL.get(rel.rpartition("/")[2])
+        if neutral is not None and leaf.name not in draft.targets and pair.place is None:
+            draft.lacking[leaf.name] = (
+                f"there is none in {layer_text(pair.name)}, and nobody says that it was made without; if it was, "
+                f'declare Fill("{text_of(leaf.name)}", {neutral})'
+            )
+    for note in (*variant.notes, *_own_forward(draft.source.layers.get(pair.name), fit)):
         draft.note(note, pair.name)
+
+
+# What changes nothing, of leaves that layers may be made without.
+_NEUTRAL: Final = {"bias": 0, "mean": 0, "scale": 1, "weight": 1, "var": 1}
+
+
+def _own_forward(layer: Layer | None, fit: Fit) -> Sequence[str]:
+    """A class that computes otherwise than the kind that it is of may need other values, which only its code tells."""
+    if layer is None or layer.cls == fit.kind or layer.config.get("forward") != "own":
+        return ()
+    note = (
+        f"forward: {layer.cls} has one of its own, and is converted as a {layer.kind}: see that the layer there "
+        "computes the same, or write a rule for its values"
+    )
+    return (note,)

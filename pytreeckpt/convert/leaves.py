@@ -101,7 +101,14 @@ def _identity(value: object, expand: Expand) -> Hashable:
     except (TypeError, ValueError):
         # Abstract: it has a shape and no values.
         source = None
-    return id(value) if source is None or source.identity is None else source.identity
+    return _abstract_identity(value) if source is None or source.identity is None else source.identity
+
+
+def _abstract_identity(value: Any) -> Hashable:
+    """Of tensors on the meta device, those are the same that show one storage alike: `state_dict` makes new objects."""
+    if not getattr(value, "is_meta", False):
+        return id(value)
+    return ("meta", value.untyped_storage()._cdata, value.storage_offset(), value.stride())  # noqa: SLF001 - its address, which is 0 for all of these by public means
 
 
 def _source_of(expansion: object) -> ArraySource | None:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Final
 
 from pytreeckpt.convert.draft import Draft
+from pytreeckpt.convert.fitting import layer_text
 from pytreeckpt.convert.lookup import close_names
 from pytreeckpt.convert.names import match_name, steps_of, text_of
 from pytreeckpt.convert.operations import Drop
@@ -63,15 +65,26 @@ def _apart(leaves: Sequence[Leaf], patterns: Sequence[str], made: Draft, other: 
     names = {leaf.name for leaf in waived}
     left = [leaf for leaf in leaves if leaf.name not in names]
     free = [name for name in other.leaves if name not in made.targets and name not in made.sources]
-    return [f"{leaf.path}: {_why(leaf, made, free)}" for leaf in left], waived
+    # Looking for what is close takes its time, and of very many, the first are enough to see what is wrong.
+    texts = [f"{leaf.path}: {_why(leaf, made, free if n < _MAX_HINTS else [])}" for n, leaf in enumerate(left)]
+    return texts, waived
+
+
+_MAX_HINTS: Final = 40
 
 
 def _why(leaf: Leaf, made: Draft, free: Sequence[Name]) -> str:
-    for depth in range(len(leaf.name), -1, -1):
-        if leaf.name[:depth] in made.unmatched and leaf.name in made.source.leaves:
-            return made.unmatched[leaf.name[:depth]]
+    if leaf.name in made.source.leaves:
+        for depth in range(len(leaf.name), -1, -1):
+            if leaf.name[:depth] in made.unmatched:
+                wanted = made.unmatched[leaf.name[:depth]]
+                close = close_names(wanted, list(dict.fromkeys(name[:-1] for name in free)))
+                return f"there is no layer {layer_text(wanted)}" + (f"; there is {', '.join(close)}" if close else "")
+    shown = f"{leaf.dtype}{list(leaf.shape)}"
+    if leaf.name in made.lacking:
+        return f"{shown}: {made.lacking[leaf.name]}"
     close = close_names(leaf.name, free)
-    return f"{leaf.dtype}{list(leaf.shape)}" + (f"; left over there is {', '.join(close)}" if close else "")
+    return shown + (f"; left over there is {', '.join(close)}" if close else "")
 
 
 def _states(paths: Iterable[Path], patterns: Sequence[str]) -> tuple[list[str], list[Path]]:

@@ -11,9 +11,10 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Final
 
-from pytreeckpt.convert.names import canonical, fill_template, match_beginning, text_of
+from pytreeckpt.convert.names import canonical, fill_template, match_beginning, parts_of, text_of
 from pytreeckpt.convert.records import Layer, Leaf, Model, Name
 from pytreeckpt.convert.rules import Rename, Scan
+from pytreeckpt.errors import StructureMismatchError
 from pytreeckpt.paths import suggest
 
 _MAX_INSERTED: Final = 4
@@ -31,7 +32,9 @@ class Names:
             plain = canonical(name)
             for depth in range(len(plain)):
                 self.below.setdefault(plain[:depth], []).append(name)
-        self.layers = {canonical(name): layer for name, layer in model.layers.items()}
+        self.layers: dict[Name, list[Name]] = {}
+        for name in model.layers:
+            self.layers.setdefault(canonical(name), []).append(name)
 
     def leaf(self, name: Name) -> Leaf | None:
         """The leaf of this name. Raises `LookupError` if there are several."""
@@ -43,23 +46,36 @@ class Names:
         return self.model.leaves[found[0]] if found else None
 
     def within(self, layer: Name) -> Mapping[str, Leaf]:
-        """The leaves at and below a layer, by their names relative to it, joined by `/`."""
+        """The leaves at and below a layer, by their names relative to it, joined by `/`: of what is written alike, or
+        else of what is numbered otherwise. Raises `StructureMismatchError` if that may be several.
+        """
+        spelled = self._spelled(layer)
+        if len(spelled) > 1:
+            raise StructureMismatchError(
+                f"{text_of(layer)} may be {' or '.join(map(text_of, spelled))}: say which with a rename"
+            )
+        return {
+            "/".join(name[len(each) :]): self.model.leaves[name] for each, names in spelled.items() for name in names
+        }
+
+    def has_layer(self, layer: Name, *, apart_from: Collection[Name] = ()) -> bool:
+        """Whether any leaf is at or below a layer of this name. `apart_from`: leaves that do not count."""
+        return any(name not in apart_from for names in self._spelled(layer).values() for name in names)
+
+    def _spelled(self, layer: Name) -> dict[Name, list[Name]]:
+        """The leaves of a layer, by how its name is written: in this way, if it is."""
         plain = canonical(layer)
-        found: dict[str, Leaf] = {}
+        found: dict[Name, list[Name]] = {}
         for name in self.below.get(plain, ()):
             depth = _depth(name, plain)
             if depth is not None:
-                found["/".join(name[depth:])] = self.model.leaves[name]
-        return found
-
-    def has_layer(self, layer: Name) -> bool:
-        """Whether any leaf is at or below a layer of this name."""
-        plain = canonical(layer)
-        return any(_depth(name, plain) is not None for name in self.below.get(plain, ()))
+                found.setdefault(name[:depth], []).append(name)
+        return {layer: found[layer]} if layer in found else found
 
     def layer(self, name: Name) -> Layer | None:
-        """What was recorded of a layer."""
-        return self.layers.get(canonical(name))
+        """What was recorded of a layer: of that which is written alike, or else of the only other one."""
+        found = [name] if name in self.model.layers else self.layers.get(canonical(name), [])
+        return self.model.layers[found[0]] if len(found) == 1 else None
 
 
 def layers_of(model: Model) -> list[Name]:
@@ -96,10 +112,17 @@ def scanned(name: Name, scans: Sequence[Scan]) -> Place | None:
     """The place of a layer of torch in a stack; None if it is in none."""
     for scan in scans:
         found = match_beginning(scan.source, name)
-        if found is not None and found[0].get("i", "").isdecimal():
+        part = number_of(scan)
+        if found is not None and part is not None and found[0][part].isdecimal():
             captures, rest = found
-            return Place(scan, int(captures["i"]), (*fill_template(scan.target, captures), *rest))
+            return Place(scan, int(captures[part]), (*fill_template(scan.target, captures), *rest))
     return None
+
+
+def number_of(scan: Scan) -> str | None:
+    """The part of its pattern that numbers the layers of a stack: the only one that its target does not have."""
+    numbers = [part for part in parts_of(scan.source) if part not in parts_of(scan.target)]
+    return numbers[0] if len(numbers) == 1 else None
 
 
 def possible_names(name: Name, layers: Mapping[Name, Layer]) -> Iterator[Name]:

@@ -56,6 +56,8 @@ def _layer(module: Record, fields: Mapping[str, Any]) -> Mapping[str, object]:
     is_torch = path.startswith(_TORCH)
     text = f"torch.nn.{cls}" if is_torch else f"{path}.{cls}"
     config = {key: each for key, each in fields.items() if key[:1] != "_" and key != "training" and _is_plain(each)}
+    # What it was made without.
+    config.update((key, False) for key, each in fields["_parameters"].items() if each is None)
     return {"class": text, "kind": text if is_torch else "torch.nn.Module", "config": config}
 
 

@@ -19,7 +19,7 @@ from functools import lru_cache
 
 from pytreeckpt.convert.records import Name
 from pytreeckpt.errors import PathError
-from pytreeckpt.paths import DictKey, Field, Index, Path
+from pytreeckpt.paths import DictKey, Field, Index
 
 Captures = Mapping[str, str]
 """What the parts of a pattern stand for; steps are joined by NUL."""
@@ -169,17 +169,12 @@ def _filled(step: str, captures: Captures, template: str) -> Iterator[str]:
     yield _PART.sub(value, step)
 
 
+def parts_of(text: str) -> list[str]:
+    """The names of the parts that a pattern or template has, each once."""
+    return list(dict.fromkeys(part[1] for step in parse_steps(text) for part in _PART.finditer(step) if part[1]))
+
+
 def _captured(name: str, captures: Captures, template: str) -> str:
     if name not in captures:
         raise PathError(f"the template {template!r} has {{{name}}}, which the pattern has not")
     return captures[name]
-
-
-def parent_of(name: Name) -> Name:
-    """The name without its last step."""
-    return name[:-1]
-
-
-def path_text(path: Path) -> str:
-    """A path for people."""
-    return str(path) or "the root"

@@ -22,12 +22,22 @@ from pytreeckpt.geometry import Shape
 Widths = tuple[tuple[int, int], ...]
 """How many items lie before and after, per axis."""
 
+Orders = tuple[Shape, ...]
+"""Axes of several arrays."""
+
 
 @dataclass(frozen=True, slots=True)
 class Permute:
     """Each array with its axes in this order."""
 
     axes: Shape
+
+
+@dataclass(frozen=True, slots=True)
+class PermuteEach:
+    """As many arrays as there are orders, each with its axes in its own."""
+
+    orders: Orders
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,15 +137,16 @@ class Tie:
 
 @dataclass(frozen=True, slots=True)
 class Repeat:
-    """One array `count` times."""
+    """One array `count` times; `equal`: whether the way back refuses those that differ by then, or takes the first."""
 
     count: int
+    equal: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Cast:
-    """Each array in another dtype. Values that only one of both can hold are rounded; integers that do not fit are
-    refused.
+    """Each array in another dtype. Floats are rounded; integers that do not fit, and finite floats that would become
+    infinite or NaN, are refused.
     """
 
     before: str
@@ -144,16 +155,19 @@ class Cast:
 
 @dataclass(frozen=True, slots=True)
 class Fill:
-    """No array to one of a single value."""
+    """No array to one of a single value. `implied`: nobody declared it, and only that value goes back to nothing."""
 
     shape: Shape
     dtype: str
     value: float = 0.0
+    implied: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Drop:
-    """`count` arrays to none; `fill` is what the way back makes of one if nobody knows better."""
+    """`count` arrays to none; `fill` is what the way back makes of one if nobody knows better. Raises `ValueError` for
+    other values than those of a fill that is implied.
+    """
 
     count: int = 1
     fill: Fill | None = None
@@ -168,6 +182,7 @@ class Recall:
 
 Operation = (
     Permute
+    | PermuteEach
     | Reshape
     | Flip
     | Split
@@ -191,6 +206,7 @@ Operations = tuple[Operation, ...]
 
 OPERATIONS: Final = {
     "permute": Permute,
+    "permute-each": PermuteEach,
     "reshape": Reshape,
     "flip": Flip,
     "split": Split,
@@ -220,7 +236,9 @@ def inverse_of(operation: Operation) -> Operation:
     """The operation that goes back."""
     match operation:
         case Permute(axes):
-            return Permute(tuple(int(axis) for axis in np.argsort(axes)))
+            return Permute(_order_back(axes))
+        case PermuteEach(orders):
+            return PermuteEach(tuple(map(_order_back, orders)))
         case Reshape(before, after):
             return Reshape(after, before)
         case Flip():
@@ -243,10 +261,12 @@ def inverse_of(operation: Operation) -> Operation:
             return SplitSum()
         case SplitSum():
             return SumPair()
-        case First(count) | Tie(count):
+        case First(count):
+            return Repeat(count, equal=False)
+        case Tie(count):
             return Repeat(count)
-        case Repeat(count):
-            return Tie(count)
+        case Repeat(count, equal):
+            return Tie(count) if equal else First(count)
         case Cast(before, after):
             return Cast(after, before)
         case Drop(count, fill):
@@ -255,6 +275,10 @@ def inverse_of(operation: Operation) -> Operation:
             return Drop(count)
         case Fill():
             return Drop(1, operation)
+
+
+def _order_back(axes: Shape) -> Shape:
+    return tuple(int(axis) for axis in np.argsort(axes))
 
 
 def inverse(operations: Operations) -> Operations:
@@ -285,6 +309,8 @@ def describe_operation(operation: Operation) -> str:
     match operation:
         case Permute(axes):
             return f"permute {_listed(axes)}"
+        case PermuteEach(orders):
+            return f"permute each its way, {', '.join(map(_listed, orders))}"
         case Reshape(before, after):
             return f"reshape {_listed(before)} to {_listed(after)}"
         case Flip(axes):
@@ -311,7 +337,7 @@ def describe_operation(operation: Operation) -> str:
             return f"first of {count}"
         case Tie(count):
             return f"{count} tied names to one"
-        case Repeat(count):
+        case Repeat(count, _):
             return f"the same {count} times"
         case Cast(before, after):
             return f"{before} to {after}"
@@ -319,7 +345,7 @@ def describe_operation(operation: Operation) -> str:
             return "drop, kept as residual"
         case Recall():
             return "what was dropped"
-        case Fill(shape, dtype, value):
+        case Fill(shape, dtype, value, _):
             return f"fill {dtype}{_listed(shape)} with {value:g}"
 
 

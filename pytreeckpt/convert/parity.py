@@ -8,6 +8,7 @@ What runs a model is given as functions of plain arrays: `Computes` of both side
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Final, Literal
@@ -16,8 +17,9 @@ import numpy as np
 
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.convert.applying import convert_arrays
-from pytreeckpt.convert.leaves import array_of, leaves_of, plain_path, values_by_path
-from pytreeckpt.convert.operations import of_moment
+from pytreeckpt.convert.entries import Specs
+from pytreeckpt.convert.leaves import FoundLeaf, array_of, leaves_of, plain_path, values_by_path
+from pytreeckpt.convert.operations import Tie, of_moment
 from pytreeckpt.convert.records import Entry
 from pytreeckpt.convert.values import same_bits
 from pytreeckpt.paths import Path
@@ -35,8 +37,8 @@ _Function = Callable[[Any, Any], Any] | None
 @dataclass(frozen=True, slots=True)
 class Computes:
     """What a side computes. `outputs(tree, inputs)`: a tree of arrays; `gradients(tree, inputs)`: the gradients of one
-    loss, in a tree like `tree`, with nothing or zeros where there is none; `step(tree, inputs)`: `tree` after a step of
-    the optimizer. All arrays are numpy's; what is None is not checked.
+    loss, in a tree like `tree`, where no gradient means zeros; `step(tree, inputs)`: `tree` after a step of the
+    optimizer. All arrays are numpy's; what is None is not checked.
     """
 
     outputs: Callable[[Any, Any], Any]
@@ -46,8 +48,8 @@ class Computes:
 
 @dataclass(frozen=True, slots=True)
 class LevelReport:
-    """What one level came to. `difference`: the greatest of |a − b| / (1 + |b|) over all elements; `where`: of which
-    leaf; `text`: for people.
+    """What one level came to. `difference`: the greatest of |a − b| / (1 + |b|) over all elements, NaN where only one
+    side has NaN, or both have nothing else; `where`: of which leaf; `text`: for people.
     """
 
     level: Level
@@ -65,8 +67,12 @@ class ParityReport:
 
     @property
     def ok(self) -> bool:
-        """Whether nothing differs."""
-        return not any(level.outcome == "different" for level in self.levels)
+        """Whether outputs were compared, and nothing differs, nor is NaN throughout."""
+        has_outputs = any(level.level == "outputs" and level.outcome in {"equal", "close"} for level in self.levels)
+        return has_outputs and not any(
+            level.outcome == "different" or (level.difference is not None and math.isnan(level.difference))
+            for level in self.levels
+        )
 
     def __str__(self) -> str:
         return "\n".join(f"{level.level:<10} {level.outcome:<12} {level.text}" for level in self.levels)
@@ -101,9 +107,13 @@ def verify_plan(
         if ours is None or theirs is None:
             levels.append(LevelReport(level, "not checked", None, "", "one of the sides does not say how"))
             continue
-        entries = _gradient_entries(plan) if level == "gradients" else plan.entries
-        expected = _mapped(plan, entries, ours(tree, inputs))
-        levels.append(_compared_leaves(level, expected, theirs(converted.tree, inputs), limits[level]))
+        entries = [entry for entry in plan.entries if entry.sources and entry.targets]
+        if level == "gradients":
+            entries = _gradients(entries)
+        found, wanted = values_by_path(ours(tree, inputs)), values_by_path(theirs(converted.tree, inputs))
+        if level == "gradients":
+            found, wanted = _with_zeros(plan.source, found, entries), _with_zeros(plan.target, wanted, ())
+        levels.append(_compared_leaves(level, plan, entries, (found, wanted), limits[level]))
     return ParityReport(tuple(levels))
 
 
@@ -123,21 +133,27 @@ def _inverse_level(plan: Plan, tree: object, converted: Any, residuals: Mapping[
     return LevelReport("inverse", "equal", 0.0, "", f"{len(plan.source)} leaves come back to the bit")
 
 
-def _gradient_entries(plan: Plan) -> list[Entry]:
+def _gradients(entries: Sequence[Entry]) -> list[Entry]:
     """Gradients change with parameters as first moments do."""
     return [
         replace(entry, operations=tuple(of_moment(operation, 1) for operation in entry.operations))
-        for entry in plan.entries
-        if entry.quantity == "parameter" and entry.sources and entry.targets
+        for entry in entries
+        if entry.quantity == "parameter"
     ]
 
 
-def _mapped(plan: Plan, entries: Sequence[Entry], tree: object) -> dict[Path, AnyArray]:
-    """The arrays of a tree like the source, as the entries make them."""
-    values = values_by_path(tree)
-    there = [entry for entry in entries if entry.sources and all(plain_path(path) in values for path in entry.sources)]
-    arrays, _ = convert_arrays(there, values, plan.source, plan.target, residuals={}, own={})
-    return arrays
+def _with_zeros(specs: Specs, values: Mapping[Path, FoundLeaf], entries: Sequence[Entry]) -> dict[Path, FoundLeaf]:
+    """Gradients with zeros where there is none, but for tied names, of which one may have that of all."""
+    found = dict(values)
+    for entry in entries:
+        present = [path for path in entry.sources if plain_path(path) in values]
+        if present and isinstance(next(iter(entry.operations), None), Tie):
+            found |= {plain_path(path): values[plain_path(present[0])] for path in entry.sources if path not in present}
+    for path, spec in specs.items():
+        if plain_path(path) not in found:
+            zeros: AnyArray = np.zeros(spec.shape, spec.dtype)
+            found[plain_path(path)] = FoundLeaf(path, zeros, spec.shape, spec.dtype)
+    return found
 
 
 def _compared(level: Level, ours: Any, theirs: Any, limit: float) -> LevelReport:
@@ -149,37 +165,63 @@ def _compared(level: Level, ours: Any, theirs: Any, limit: float) -> LevelReport
     return _judged(level, {str(number): pair for number, pair in enumerate(zip(a, b, strict=True))}, limit)
 
 
-def _compared_leaves(level: Level, ours: Mapping[Path, AnyArray], theirs: object, limit: float) -> LevelReport:
-    values = values_by_path(theirs)
-    pairs = {
-        str(path): (array, array_of(values[plain_path(path)].value))
-        for path, array in ours.items()
-        if plain_path(path) in values
-    }
-    if not pairs:
-        return LevelReport(level, "different", None, "", "the sides have no leaf in common")
+def _compared_leaves(
+    level: Level,
+    plan: Plan,
+    entries: Sequence[Entry],
+    leaves: tuple[Mapping[Path, FoundLeaf], Mapping[Path, FoundLeaf]],
+    limit: float,
+) -> LevelReport:
+    """Leaves like the source's, as the entries make them, and like the target's."""
+    ours, theirs = leaves
+    absent = [path for entry in entries for path in entry.sources if plain_path(path) not in ours]
+    absent += [path for entry in entries for path in entry.targets if plain_path(path) not in theirs]
+    if absent or not entries:
+        text = f"{absent[0]} is not there" if absent else "the sides have no leaf in common"
+        return LevelReport(level, "different", None, str(absent[0]) if absent else "", text)
+    made, _ = convert_arrays(entries, ours, plan.source, plan.target, residuals={}, own={})
+    pairs = {str(path): (array, array_of(theirs[plain_path(path)].value)) for path, array in made.items()}
     return _judged(level, pairs, limit)
 
 
 def _judged(level: Level, pairs: Mapping[str, tuple[AnyArray, AnyArray]], limit: float) -> LevelReport:
-    greatest, where = 0.0, ""
+    greatest, where, blank = 0.0, "", ""
     for name, (a, b) in pairs.items():
         if a.shape != b.shape:
             return LevelReport(level, "different", None, name, f"{name} has shapes {list(a.shape)} and {list(b.shape)}")
         difference = relative_difference(a, b)
-        if not difference <= greatest:
+        if math.isnan(difference):
+            return LevelReport(level, "different", difference, name, f"{name} is NaN on one side only")
+        if difference > greatest:
             greatest, where = difference, name
+        if a.size and _is_blank(a) and _is_blank(b):
+            blank = blank or name
     outcome: Outcome = "equal" if greatest == 0 else "close" if greatest <= limit else "different"
+    if blank and outcome != "different":
+        text = f"{blank} has nothing but NaN on both sides, which tells nothing"
+        return LevelReport(level, "not checked", math.nan, blank, text)
     text = f"{greatest:.2g} at most, of {len(pairs)} arrays (limit {limit:g})"
     return LevelReport(level, outcome, greatest, where, text + (f", in {where}" if outcome == "different" else ""))
 
 
+def _is_blank(array: AnyArray) -> bool:
+    return array.dtype.kind not in "biu" and bool(np.isnan(array).all())
+
+
 def relative_difference(a: AnyArray, b: AnyArray) -> float:
-    """The greatest of |a − b| / (1 + |b|), in float64; NaN where only one is NaN."""
+    """The greatest of |a − b| / (1 + |b|), in float64; NaN where only one is NaN; of integers |a − b|."""
     if not a.size:
         return 0.0
     x, y = (each.astype(np.complex128 if each.dtype.kind == "c" else np.float64) for each in (a, b))
     with np.errstate(all="ignore"):
         differences = np.abs(x - y) / (1 + np.abs(y))
-    same = (x == y) | (np.isnan(x) & np.isnan(y))
+        # Infinity is as far from all else as can be.
+        differences = np.where(np.isinf(x) | np.isinf(y), np.inf, differences)
+    if a.dtype.kind in "biu" and b.dtype.kind in "biu":
+        # They are not rounded, and float64 does not hold all of them.
+        same = a == b
+        differences = np.maximum(np.abs(x - y), 1)
+    else:
+        same = (x == y) | (np.isnan(x) & np.isnan(y))
+        differences = np.where(np.isnan(x) != np.isnan(y), np.nan, differences)
     return float(np.max(np.where(same, 0.0, differences)))

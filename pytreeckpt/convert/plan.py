@@ -10,7 +10,7 @@ from pytreeckpt.arrays import AnyArray
 from pytreeckpt.convert.applying import Converted, convert_arrays
 from pytreeckpt.convert.entries import Spec, inverted
 from pytreeckpt.convert.inventory import tree_of
-from pytreeckpt.convert.leaves import values_by_path
+from pytreeckpt.convert.leaves import FoundLeaf, array_of, plain_path, values_by_path
 from pytreeckpt.convert.optimizers import Recipe
 from pytreeckpt.convert.parity import Computes, Level, ParityReport, verify_plan
 from pytreeckpt.convert.rebuilding import nested, rebuilt
@@ -60,6 +60,8 @@ class Plan:
         arrays, kept = convert_arrays(
             self.entries, values_by_path(given), self.source, self.target, residuals=residuals or {}, own=own
         )
+        # What is waived is no array of the target's own either.
+        arrays |= {path: array for path in self.missing if (array := _own_array(own.get(plain_path(path)))) is not None}
         if self.template is None:
             return Converted(nested(arrays, to="numpy" if to == "auto" else to), kept)
         return Converted(rebuilt(self.template, arrays, to=to), kept)
@@ -88,9 +90,20 @@ class Plan:
         tolerances: Mapping[Level, float] | None = None,
     ) -> ParityReport:
         """Whether both sides compute the same: first whether the way back is exact to the bit, then outputs, gradients
-        and a step of the optimizer, as far as `source` and `target` say how to compute them.
+        and a step of the optimizer, as far as `source` and `target` say how to compute them. The report is `ok` if
+        nothing differs and outputs were compared.
 
         `tree`: with values, in float64 if differences are to be those of rounding only. `tolerances`: the greatest
         |a − b| / (1 + |b|) that passes, by level.
         """
         return verify_plan(self, source, target, tree, inputs, tolerances=tolerances)
+
+
+def _own_array(leaf: FoundLeaf | None) -> AnyArray | None:
+    """A copy of the array that a leaf is; None for one that is none, or is abstract."""
+    if leaf is None or leaf.shape is None:
+        return None
+    try:
+        return array_of(leaf.value).copy()
+    except TypeError:
+        return None

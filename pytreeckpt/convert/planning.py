@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from pytreeckpt.convert.declarations import with_kinds
+from pytreeckpt.convert.declarations import idle_waivers, with_kinds
 from pytreeckpt.convert.draft import Draft
 from pytreeckpt.convert.entries import Spec, inverted, specs_of, with_cast
 from pytreeckpt.convert.inventory import inventory_of
@@ -138,6 +138,7 @@ def _drafted(source: Inventory, target: Inventory, options: _Options, *, keeps_t
     plan_ties(made)
     states = _planned_states(made, first, second, options, is_backward=is_backward)
     problems = Problems(ambiguous=made.ambiguous, mismatched=[*made.mismatched, *states.problems])
+    problems.mismatched += idle_waivers(options.rules, source, target)
     is_across = first.model.convention == "torch" and second.model.convention != "torch"
     steps = plan_training_step(first, second, states.entries, is_backward=is_backward) if is_across else []
     reached = {path for entry in steps for path in entry.targets}

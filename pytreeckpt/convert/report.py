@@ -15,6 +15,11 @@ if TYPE_CHECKING:
     from pytreeckpt.convert.plan import Plan
 
 _SHOWN: Final = 3
+_RECIPES: Final = {
+    "optax": "to go on with in optax",
+    # Their states are converted, and not what optax was made with, which is in no tree.
+    "torch": "the optimizers of torch keep their own options (lr, weight decay and others), which in optax are",
+}
 _NUMBER: Final = re.compile(r"(?<![A-Za-z0-9])\d+(?![A-Za-z0-9])|(?<=_)\d+(?![A-Za-z0-9])")
 
 
@@ -53,7 +58,7 @@ class Report:
             ("unused, waived", self.unused),
             ("missing, waived", self.missing),
             ("to know", self.notes),
-            ("to go on with in optax", self.recipes),
+            (_RECIPES["torch" if self.conventions[1] == "torch" else "optax"], self.recipes),
         ):
             if texts:
                 lines += ["", f"{title}:", *(f"  {text}" for text in texts)]

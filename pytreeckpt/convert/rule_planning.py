@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from pytreeckpt.convert.declarations import idle_rules, idle_text
+from pytreeckpt.convert.declarations import idle_rules, idle_text, ill_formed
 from pytreeckpt.convert.draft import Draft
 from pytreeckpt.convert.lookup import Names, close_names
 from pytreeckpt.convert.names import Captures, fill_template, match_name, text_of
@@ -17,7 +17,7 @@ from pytreeckpt.convert.rules import Convert, Drop, Fill, Rule, RuleError, Step,
 
 def plan_rules(draft: Draft, rules: Sequence[Rule]) -> None:
     """Add what `Convert`, `Drop` and `Fill` say. A rule that matches nothing is a mistake, and is said to be one."""
-    draft.mismatched += idle_rules(draft.source, rules)
+    draft.mismatched += [*ill_formed(rules), *idle_rules(draft.source, rules)]
     sources, targets = Names(draft.source), Names(draft.target)
     for rule in of_type(rules, Convert):
         _plan_convert(draft, rule, sources, targets)
@@ -39,7 +39,9 @@ def plan_rules(draft: Draft, rules: Sequence[Rule]) -> None:
 
 
 def _groups(rule: Convert, draft: Draft) -> list[tuple[Captures, list[Name]]]:
-    """The sources of each entry that a rule makes, by what its first pattern captures."""
+    """The sources of each entry that a rule makes, by what its first pattern captures. Raises `RuleError` where several
+    come together, and their names do not say in which order.
+    """
     first, *others = as_names(rule.sources)
     found = [(captures, name) for name in draft.source.leaves if (captures := match_name(first, name)) is not None]
     if others or not _stacks(rule):
@@ -49,10 +51,26 @@ def _groups(rule: Convert, draft: Draft) -> list[tuple[Captures, list[Name]]]:
     for captures, name in found:
         target = tuple(fill_template(each, captures) for each in as_names(rule.targets))
         by_target.setdefault(target, []).append((captures, name))
-    return [
-        (each[0][0], [name for _, name in sorted(each, key=lambda pair: _number(pair[0]))])
-        for each in by_target.values()
+    return [(each[0][0], _in_order(each, first)) for each in by_target.values()]
+
+
+def _in_order(found: Sequence[tuple[Captures, Name]], pattern: str) -> list[Name]:
+    """Names in the order of all numbers that a pattern finds in them; what else it finds has to be the same in all."""
+    (first, _), *_ = found
+    numbers = [
+        part
+        for part in first
+        if any(captures[part] != first[part] for captures, _ in found)
+        and all(captures[part].isdecimal() for captures, _ in found)
     ]
+    by_number = {tuple(int(captures[part]) for part in numbers): name for captures, name in found}
+    others = [part for part in first if part not in numbers and any(each[part] != first[part] for each, _ in found)]
+    if others or len(by_number) < len(found):
+        raise RuleError(
+            f"{', '.join(text_of(name) for _, name in found[:3])} come together, and their order is not said: let the "
+            f"pattern {pattern!r} call what numbers them by a name, such as {{i}}, and nothing else that differs"
+        )
+    return [by_number[number] for number in sorted(by_number)]
 
 
 def _stacks(rule: Convert) -> bool:
@@ -63,14 +81,13 @@ def _stacks(rule: Convert) -> bool:
     )
 
 
-def _number(captures: Captures) -> tuple[int, str]:
-    text = captures.get("i", "")
-    return (int(text), "") if text.isdecimal() else (0, text)
-
-
 def _plan_convert(draft: Draft, rule: Convert, sources: Names, targets: Names) -> None:
     first = as_names(rule.sources)[0]
-    groups = _groups(rule, draft)
+    try:
+        groups = _groups(rule, draft)
+    except RuleError as error:
+        draft.mismatched.append(f"the rule for {first}: {error}")
+        return
     if not groups:
         draft.mismatched.append(idle_text(f"convert {first!r}", first, "leaf", list(draft.source.leaves)))
     for captures, names in groups:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Final, TypeVar
+from typing import Any, Final, Literal, TypeVar
 
 from pytreeckpt.convert.operations import (
     Affine,
@@ -123,14 +123,26 @@ class Waive:
     check: str | None = None
 
 
+End = Literal["input", "output"]
+"""What goes into a layer, or what comes out of it."""
+
+
 @dataclass(frozen=True, slots=True)
 class Flattened:
-    """Linear layers that read a flattened image of this shape, channels first: `Flattened("head", (512, 7, 7))`.
-    Without a shape: that they do not.
+    """Linear layers that read a flattened image of this shape, channels first: `Flattened("head", (512, 7, 7))`; or,
+    with `side="output"`, those whose features are made such an image. Without a shape: that they are not. What
+    normalises these features, between the image and the layer, is meant too. Raises `RuleError` for what is no shape.
     """
 
     layers: str
     shape: Shape = ()
+    side: End = "input"
+
+    def __post_init__(self) -> None:
+        if self.side not in {"input", "output"}:
+            raise RuleError(f'the side of a linear layer is "input" or "output", not {self.side!r}')
+        if any(extent < 1 for extent in self.shape):
+            raise RuleError(f"{list(self.shape)} is no shape of an image: sizes are at least 1")
 
 
 Rule = Rename | Kind | Choose | Convert | Scan | Drop | Fill | Waive | Flattened
@@ -179,6 +191,11 @@ def _resolved(step: Step, shapes: list[Shape]) -> Operation:
     make = _STEPS.get(step.name)
     if make is None:
         raise RuleError(f"there is no operation {step.name!r}; there is {', '.join(_STEPS)}")
+    fields = _FIELDS.get(step.name, frozenset())
+    if isinstance(given, Mapping) and not set(given) <= fields:
+        raise ValueError(f"it has {', '.join(sorted(fields)) or 'no fields'}, and not {', '.join(map(str, given))}")
+    if step.name in _BARE and given is not None and given != {}:
+        raise ValueError(f"it is given nothing, and not {given!r}")
     return make(given, shapes)
 
 
@@ -214,6 +231,12 @@ def _padding(cls: Callable[..., Operation], given: Any) -> Operation:
     return cls(tuple((int(before), int(after)) for before, after in widths), value)
 
 
+def _affine(given: Any) -> Affine:
+    if not isinstance(given, Mapping) or not given:
+        raise ValueError(f"it is given scale, offset or both, and not {given!r}")
+    return Affine(float(given.get("scale", 1.0)), float(given.get("offset", 0.0)))
+
+
 _STEPS: Final[Mapping[str, Callable[[Any, list[Shape]], Operation]]] = {
     "permute": lambda given, _shapes: Permute(tuple(map(int, given))),
     "transpose": lambda _given, shapes: Permute(tuple(reversed(range(len(shapes[0]))))),
@@ -225,12 +248,23 @@ _STEPS: Final[Mapping[str, Callable[[Any, list[Shape]], Operation]]] = {
     "unstack": lambda given, shapes: Unstack(_axis(given), shapes[0][_axis(given)]),
     "pad": lambda given, _shapes: _padding(Pad, given),
     "crop": lambda given, _shapes: _padding(Crop, given),
-    "affine": lambda given, _shapes: Affine(float(given.get("scale", 1.0)), float(given.get("offset", 0.0))),
+    "affine": lambda given, _shapes: _affine(given),
     "sum-pair": lambda _given, _shapes: SumPair(),
     "tie": lambda _given, shapes: Tie(len(shapes)),
     "first": lambda _given, shapes: First(len(shapes)),
     "repeat": lambda given, _shapes: Repeat(int(given)),
 }
+_FIELDS: Final[Mapping[str, frozenset[str]]] = {
+    "split": frozenset(["axis", "sizes", "parts"]),
+    "concat": frozenset(["axis"]),
+    "stack": frozenset(["axis"]),
+    "unstack": frozenset(["axis"]),
+    "pad": frozenset(["widths", "value"]),
+    "crop": frozenset(["widths", "value"]),
+    "affine": frozenset(["scale", "offset"]),
+}
+"""What a step may be given by name."""
+_BARE: Final = frozenset(["transpose", "sum-pair", "tie", "first"])
 
 
 # Files.
@@ -269,7 +303,7 @@ _RULES: Final[Mapping[str, tuple[type[Any], Mapping[str, type | tuple[type, ...]
     "scan": (Scan, {"source": str, "target": str, "axis": int}),
     "drop": (Drop, {"leaves": str, "reason": str}),
     "fill": (Fill, {"leaves": str, "value": (int, float)}),
-    "flattened": (Flattened, {"layers": str, "shape": list}),
+    "flattened": (Flattened, {"layers": str, "shape": list, "side": str}),
     "waive": (Waive, {"unused": str, "missing": str, "check": str}),
 }
 _ALIASES: Final[Mapping[str, Mapping[str, str]]] = {

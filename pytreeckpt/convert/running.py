@@ -20,6 +20,7 @@ from pytreeckpt.convert.operations import (
     Operation,
     Pad,
     Permute,
+    PermuteEach,
     Recall,
     Repeat,
     Reshape,
@@ -30,34 +31,34 @@ from pytreeckpt.convert.operations import (
     Tie,
     Unstack,
     Widths,
+    describe_operation,
 )
-from pytreeckpt.convert.shapes import (
-    result_shapes,
-    widened,
-)
-from pytreeckpt.convert.values import (
-    cast_to,
-    dtype_named,
-    same_bits,
-)
+from pytreeckpt.convert.shapes import result_shapes, widened
+from pytreeckpt.convert.values import cast_to, dtype_named, filled, require_kept, same_bits
 from pytreeckpt.geometry import Shape
 
 
-def run(operations: Sequence[Operation], arrays: Sequence[AnyArray]) -> list[AnyArray]:
-    """What the operations make of arrays. Those may share memory with what comes out. Raises `ValueError`."""
+def run(operations: Sequence[Operation], arrays: Sequence[AnyArray], *, keeps_nonzero: bool = False) -> list[AnyArray]:
+    """What the operations make of arrays. Those may share memory with what comes out. `keeps_nonzero`: nothing may be
+    rounded to 0. Raises `ValueError`.
+    """
     found = list(arrays)
     for operation in operations:
         result_shapes((operation,), [array.shape for array in found])
         # A NaN stays one, and is no news.
         with np.errstate(all="ignore"):
-            found = _run(operation, found)
+            made = _run(operation, found, keeps_nonzero=keeps_nonzero)
+        # Of arrays of rank 0 numpy may make scalars.
+        found = [np.asarray(array) for array in made]
     return found
 
 
-def _run(operation: Operation, arrays: list[AnyArray]) -> list[AnyArray]:
+def _run(operation: Operation, arrays: list[AnyArray], *, keeps_nonzero: bool) -> list[AnyArray]:
     match operation:
         case Permute(axes):
             return [array.transpose(axes) for array in arrays]
+        case PermuteEach(orders):
+            return [array.transpose(axes) for array, axes in zip(arrays, orders, strict=True)]
         case Reshape(_, after):
             return [array.reshape(after) for array in arrays]
         case Flip(axes):
@@ -75,7 +76,7 @@ def _run(operation: Operation, arrays: list[AnyArray]) -> list[AnyArray]:
         case Crop(widths, _):
             return [array[_inner(array.shape, widths)] for array in arrays]
         case Affine(scale, offset):
-            return [_affine(array, scale, offset) for array in arrays]
+            return [_affine(array, scale, offset, keeps_nonzero=keeps_nonzero) for array in arrays]
         case SumPair():
             return [(arrays[0] + arrays[1]).astype(arrays[0].dtype, copy=False)]
         case SplitSum():
@@ -86,16 +87,18 @@ def _run(operation: Operation, arrays: list[AnyArray]) -> list[AnyArray]:
             if not all(same_bits(arrays[0], array) for array in arrays[1:]):
                 raise ValueError("they should be equal, and are not")
             return arrays[:1]
-        case Repeat(count):
+        case Repeat(count, _):
             return arrays * count
         case Cast(_, after):
-            return [cast_to(array, dtype_named(after)) for array in arrays]
-        case Drop():
+            return [cast_to(array, dtype_named(after), keeps_nonzero=keeps_nonzero) for array in arrays]
+        case Drop(_, fill):
+            if fill is not None and fill.implied and not bool(np.all(arrays[0] == fill.value)):
+                raise ValueError(f"it holds other values than {fill.value:g}")
             return []
         case Recall():
             raise ValueError("what was dropped is not in the arrays")
-        case Fill(shape, dtype, value):
-            return [np.full(shape, value, dtype_named(dtype))]
+        case Fill(shape, dtype, value, _):
+            return [filled(shape, value, dtype_named(dtype))]
 
 
 def _joined(arrays: list[AnyArray], join: Any) -> AnyArray:
@@ -111,13 +114,17 @@ def _inner(shape: Shape, widths: Widths) -> tuple[slice, ...]:
 
 
 def _padded(array: AnyArray, widths: Widths, value: float) -> AnyArray:
-    padded: AnyArray = np.full(widened(array.shape, widths, 1), value, array.dtype)
+    padded = filled(widened(array.shape, widths, 1), value, array.dtype)
     padded[_inner(padded.shape, widths)] = array
     return padded
 
 
-def _affine(array: AnyArray, scale: float, offset: float) -> AnyArray:
+def _affine(array: AnyArray, scale: float, offset: float, *, keeps_nonzero: bool) -> AnyArray:
+    if array.dtype.kind in "biu":
+        raise ValueError(f"{describe_operation(Affine(scale, offset))} is for floats, not for {array.dtype}")
     # In the dtype itself: a float of Python would take numpy's scalars of ml_dtypes to float64.
     scaled = array * array.dtype.type(scale) if scale != 1 else array
     moved = scaled + array.dtype.type(offset) if offset else scaled
-    return moved.astype(array.dtype, copy=False)
+    after = moved.astype(array.dtype, copy=False)
+    require_kept(array, after, keeps_nonzero=keeps_nonzero)
+    return after

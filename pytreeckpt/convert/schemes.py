@@ -7,7 +7,7 @@ linen, `blocks` and an integer in nnx, an item of a list in Equinox.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -85,7 +85,19 @@ def named_target(source: Inventory, scheme: str, rules: Sequence[Rule]) -> Named
         if name not in taken and recorded is not None:
             other = (*_other_name(name[:-1], model, rules), name[-1])
             leaves[other] = Leaf(_path(other, scheme), other, leaf.shape, leaf.dtype)
+    _require_apart(leaves, scheme)
     return NamedTarget(Inventory(Model(SCHEMES[scheme], leaves), {}, None), tuple(chosen))
+
+
+def _require_apart(leaves: Mapping[Name, Leaf], scheme: str) -> None:
+    """Raise `StructureMismatchError` for names that are two of torch, and one as the scheme numbers them."""
+    first: dict[Path, Name] = {}
+    for name, leaf in leaves.items():
+        other = first.setdefault(leaf.path, name)
+        if other != name:
+            raise StructureMismatchError(
+                f"{text_of(other)} and {text_of(name)} are both {leaf.path} in {scheme}: rename one of them"
+            )
 
 
 def _other_name(layer: Name, model: Model, rules: Sequence[Rule]) -> Name:

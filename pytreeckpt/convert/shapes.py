@@ -1,4 +1,4 @@
-"""The shapes that operations come to, and whether they go with what they are given."""
+"""The shapes and dtypes that operations come to, and whether they go with what they are given."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from pytreeckpt.convert.operations import (
     Operations,
     Pad,
     Permute,
+    PermuteEach,
     Recall,
     Repeat,
     Reshape,
@@ -31,9 +32,13 @@ from pytreeckpt.convert.operations import (
     Widths,
     describe_operation,
 )
+from pytreeckpt.convert.values import dtype_named
+from pytreeckpt.dtypes import AnyDType
 from pytreeckpt.geometry import Shape
 
 _MOST_NAMES: Final = 1 << 20
+# The least whose inverse is finite too.
+_LEAST_SCALE: Final = 2.0**-1022
 
 
 def result_shapes(operations: Operations, shapes: Sequence[Shape]) -> list[Shape]:
@@ -49,6 +54,12 @@ def _result_shapes(operation: Operation, shapes: list[Shape]) -> list[Shape]:
         case Permute(axes):
             _require(all(sorted(axes) == list(range(len(shape))) for shape in shapes), operation, shapes)
             return [tuple(shape[axis] for axis in axes) for shape in shapes]
+        case PermuteEach(orders):
+            fits = len(orders) == len(shapes) > 0 and all(
+                sorted(axes) == list(range(len(shape))) for axes, shape in zip(orders, shapes, strict=True)
+            )
+            _require(fits, operation, shapes)
+            return [tuple(shape[axis] for axis in axes) for axes, shape in zip(orders, shapes, strict=True)]
         case Reshape(before, after):
             _require(all(shape == before for shape in shapes), operation, shapes)
             _require(math.prod(before) == math.prod(after) and min(after, default=0) >= 0, operation, shapes)
@@ -72,7 +83,7 @@ def _result_shapes(operation: Operation, shapes: list[Shape]) -> list[Shape]:
             return [(*shapes[0][:axis], count, *shapes[0][axis:])]
         case Unstack(axis, count):
             # Of none, the shape would be lost.
-            fits = len(shapes) == 1 and 0 <= axis < len(shapes[0]) and count > 0
+            fits = len(shapes) == 1 and 0 <= axis < len(shapes[0]) and 0 < count <= _MOST_NAMES
             _require(fits and shapes[0][axis] == count, operation, shapes)
             return [(*shapes[0][:axis], *shapes[0][axis + 1 :])] * count
         case Pad(widths, _):
@@ -92,22 +103,64 @@ def _result_shapes(operation: Operation, shapes: list[Shape]) -> list[Shape]:
         case First(count) | Tie(count):
             _require(len(shapes) == count and len(set(shapes)) == 1, operation, shapes)
             return shapes[:1]
-        case Repeat(count):
+        case Repeat(count, _):
             _require(len(shapes) == 1 and 0 < count <= _MOST_NAMES, operation, shapes)
             return shapes * count
-        case Drop(count, _):
+        case Drop(count, fill):
             _require(len(shapes) == count, operation, shapes)
+            _require(fill is None or shapes == [fill.shape], operation, shapes)
             return []
         case Recall():
             raise ValueError("what was dropped has no shape of its own")
-        case Fill(shape, _, _):
-            _require(not shapes, operation, shapes)
+        case Fill(shape, _, _, _):
+            _require(not shapes and min(shape, default=0) >= 0, operation, shapes)
             return [shape]
         case Affine(scale, offset):
-            _require(scale != 0 and math.isfinite(scale) and math.isfinite(offset), operation, shapes)
+            # So that there is a way back.
+            finite = math.isfinite(scale) and math.isfinite(offset) and abs(scale) >= _LEAST_SCALE
+            _require(finite and math.isfinite(offset / scale), operation, shapes)
             return shapes
         case Cast():
             return shapes
+
+
+def result_dtypes(operations: Operations, dtypes: Sequence[AnyDType]) -> list[AnyDType]:
+    """The dtypes that arrays of these dtypes come to, where the shapes fit. Raises `ValueError` for those that do not
+    go together, and for casts of another dtype.
+    """
+    found = list(dtypes)
+    for operation in operations:
+        match operation:
+            case Cast(before, after):
+                if any(dtype.name != before for dtype in found):
+                    raise ValueError(f"{describe_operation(operation)} does not go with {_listed(found)}")
+                found = [dtype_named(after)] * len(found)
+            case Concat() | Stack() | SumPair() | Tie() | First():
+                if len(set(found)) > 1:
+                    raise ValueError(f"their dtypes differ: {_listed(found)}")
+                found = found[:1]
+            case Split(_, sizes):
+                found *= len(sizes)
+            case Unstack(_, count) | Repeat(count, _):
+                found *= count
+            case SplitSum():
+                found *= 2
+            case Fill(_, dtype, _, _):
+                found = [dtype_named(dtype)]
+            case Drop(_, fill):
+                if fill is not None and found != [dtype_named(fill.dtype)]:
+                    raise ValueError(f"what is dropped is {_listed(found)}, and the way back makes {fill.dtype}")
+                found = []
+            case Affine():
+                if any(dtype.kind in "biu" for dtype in found):
+                    raise ValueError(f"{describe_operation(operation)} is for floats, not for {_listed(found)}")
+            case _:
+                continue
+    return found
+
+
+def _listed(dtypes: Sequence[AnyDType]) -> str:
+    return ", ".join(sorted({dtype.name for dtype in dtypes})) or "nothing"
 
 
 def _require(fits: bool, operation: Operation, shapes: Sequence[Shape]) -> None:  # noqa: FBT001 - what was just found

@@ -34,7 +34,9 @@ class Stacked:
     def add(self, place: Place, sources: Sequence[Leaf], targets: Sequence[Leaf], move: Move, reason: str) -> None:
         """Add one layer's part of stacked leaves."""
         key = tuple(leaf.name for leaf in targets)
-        stack = self.found.setdefault(key, _Stack(place.scan.axis, targets, move.operations, reason))
+        stack = self.found.setdefault(
+            key, _Stack(_axis_of(targets[0].shape, place.scan.axis), targets, move.operations, reason)
+        )
         stack.layers.append((place.number, sources))
 
     def finish(self, draft: Draft) -> None:
@@ -80,8 +82,18 @@ class _Stack:
 
 
 def without_axis(shape: Shape, axis: int) -> Shape:
-    """The shape of one layer of a stacked leaf; one that has not that axis is no such leaf, and fits nothing."""
-    return (*shape[:axis], *shape[axis + 1 :]) if len(shape) > axis else (-1,)
+    """The shape of one layer of a stacked leaf, whose `axis` may be counted from the last one; a leaf that has not that
+    axis is no such leaf, and fits nothing.
+    """
+    if not -len(shape) <= axis < len(shape):
+        return (-1,)
+    place = _axis_of(shape, axis)
+    return (*shape[:place], *shape[place + 1 :])
+
+
+def _axis_of(shape: Shape, axis: int) -> int:
+    """An axis that may be counted from the last one."""
+    return axis % len(shape)
 
 
 def beyond_axis(operation: Operation, count: int) -> Operation:

@@ -9,6 +9,7 @@ import numpy as np
 
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.dtypes import AnyDType
+from pytreeckpt.geometry import Shape
 
 
 def dtype_named(name: str) -> AnyDType:
@@ -34,15 +35,40 @@ def is_float(dtype: AnyDType) -> bool:
     return dtype.kind == "f" or (dtype.kind == "V" and dtype.name.startswith(("bfloat", "float")))
 
 
-def cast_to(array: AnyArray, dtype: AnyDType) -> AnyArray:
-    """The array in another dtype. Raises `ValueError` for integers that the dtype does not hold."""
+def cast_to(array: AnyArray, dtype: AnyDType, *, keeps_nonzero: bool = False) -> AnyArray:
+    """The array in another dtype, rounded. Raises `ValueError` for integers that the dtype does not hold, for finite
+    values that it has as infinite or NaN only, and with `keeps_nonzero` for those that would become 0.
+    """
     if array.dtype == dtype:
         return array
     with np.errstate(all="ignore"):
         cast = array.astype(dtype)
-        if dtype.kind in "iu" and array.size and not bool(np.all(cast.astype(array.dtype) == array)):
+        if dtype.kind in "biu" and array.size and not bool(np.all(cast.astype(array.dtype) == array)):
             raise ValueError(f"{array.dtype} values that {dtype} cannot hold")
+    require_kept(array, cast, keeps_nonzero=keeps_nonzero)
     return cast
+
+
+def require_kept(before: AnyArray, after: AnyArray, *, keeps_nonzero: bool = False) -> None:
+    """Raise `ValueError` where finite values have become infinite or NaN, and with `keeps_nonzero` where others than 0
+    have become 0.
+    """
+    if after.dtype.kind in "biu":
+        return
+    finite = np.isfinite(after)
+    if not finite.all() and (number := int(np.count_nonzero(np.isfinite(before) & ~finite))):
+        raise ValueError(f"{number} finite values are beyond what {after.dtype} holds, and would be infinite or NaN")
+    if keeps_nonzero and (number := int(np.count_nonzero((before != 0) & (after == 0)))):
+        raise ValueError(
+            f"{number} values are too small for {after.dtype}, and would be 0, by which a step divides; keep second "
+            "moments in a wider dtype"
+        )
+
+
+def filled(shape: Shape, value: float, dtype: AnyDType) -> AnyArray:
+    """An array of one value, rounded. Raises `ValueError` for a value that the dtype does not hold."""
+    one: AnyArray = cast_to(np.asarray(value, np.float64), dtype)
+    return np.full(shape, one, dtype)
 
 
 def same_bits(a: AnyArray, b: AnyArray) -> bool:

@@ -14,6 +14,7 @@ import flax.serialization
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 import safetensors
 import safetensors.numpy
@@ -395,11 +396,13 @@ def test_a_dtype_is_for_parameters_and_buffers(folder, net, tmp_path):
 
 
 @pytest.mark.parametrize("dtype", ["float16", "float8_e4m3fn"])
-def test_values_that_a_dtype_has_no_room_for_are_counted(dtype, tmp_path):
-    values = np.array([1e30, -1e30, 1.0, np.inf, np.nan], np.float32)
-    ptc.save({"params": {"a": values, "b": values[2:], "c": values.copy()}}, tmp_path / "one.ptck")
-    ran = converted(tmp_path / "one.ptck", tmp_path / "out.ptck", "--dtype", dtype)
-    assert "no finite numbers any more: 2 values of params/a, and of 1 other array" in ran.out
+def test_values_that_a_dtype_has_no_room_for_are_counted_and_nothing_is_written(dtype, tmp_path):
+    values = np.array([1e30, -1e30, 1.0, np.nan], np.float32)
+    ptc.save({"params": {"a": values, "b": values[2:]}}, tmp_path / "one.ptck")
+    error = refused(tmp_path / "one.ptck", tmp_path / "out.ptck", "--dtype", dtype, code=1)
+    assert f"params/a: 2 finite values are beyond what {dtype} holds" in error
+    assert [each.name for each in tmp_path.iterdir()] == ["one.ptck"]
+    converted(tmp_path / "one.ptck", tmp_path / "out.ptck", "--dtype", dtype, "--select", "params/b")
 
 
 def test_rounding_is_undone_to_the_bit(folder, tmp_path):
@@ -791,6 +794,35 @@ def test_a_layout_is_chosen_in_a_file_of_rules(tmp_path):
     assert rule is not None, ran.out
     (tmp_path / "rules.toml").write_text("\n".join(rule.groups()))
     converted(*arguments, "--rules", tmp_path / "rules.toml")
+
+
+def test_what_a_flattened_image_and_a_trace_are_is_said_in_a_file_of_rules(tmp_path):
+    model = torch.nn.Sequential(torch.nn.Conv2d(1, 2, 1), torch.nn.Flatten(), torch.nn.Linear(8, 3))
+    optimizer = torch.optim.RMSprop(model.parameters(), momentum=0.9)
+    model(torch.ones(1, 1, 2, 2)).sum().backward()
+    optimizer.step()
+    ptt.save_training(tmp_path / "run.ptck", model=model, optimizer=optimizer)
+    shapes = {"layers_0": (1, 1, 1, 2), "layers_2": (8, 3)}
+    params = {name: {"kernel": jnp.zeros(shape), "bias": jnp.zeros(shape[-1])} for name, shape in shapes.items()}
+    ptc.save({"params": params, "opt": optax.rmsprop(0.1, momentum=0.9).init(params)}, tmp_path / "target.ptck")
+    arguments = (tmp_path / "run.ptck", tmp_path / "out.ptck", "--target", tmp_path / "target.ptck")
+    out = undecided(*arguments).out
+    flattened = re.search(
+        r'(\[\[flattened\]\]) (layers = "2") (shape = )\[2, height, width\] in a file for --rules', out
+    )
+    assert flattened is not None, out
+    rules = "\n".join([*flattened.groups()]) + "[2, 2, 2]\n"
+    (tmp_path / "rules.toml").write_text(rules)
+    out = undecided(*arguments, "--rules", tmp_path / "rules.toml").out
+    trace = re.search(r'(\[\[waive\]\]) (check = "late-trace") in a file for --rules', out)
+    assert trace is not None, out
+    (tmp_path / "rules.toml").write_text(rules + "\n".join(trace.groups()))
+    converted(*arguments, "--rules", tmp_path / "rules.toml")
+    found = ptc.restore(tmp_path / "out.ptck")
+    same_arrays(
+        found["params"]["layers_2"]["kernel"],
+        model[2].weight.detach().numpy().reshape(3, 2, 2, 2).transpose(2, 3, 1, 0).reshape(8, 3),
+    )
 
 
 def test_rules_that_are_shipped_have_names(tmp_path):

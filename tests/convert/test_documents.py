@@ -1,9 +1,11 @@
 """Plans as plain data: what is stored is what comes back, whatever else is refused, and two plans can be compared."""
 
 import copy
+import dataclasses
 import json
 
 import jax
+import numpy as np
 import optax
 import pytest
 import torch
@@ -15,6 +17,7 @@ import pytreeckpt as ptc
 import pytreeckpt_torch as ptc_torch
 from pytreeckpt import convert
 from pytreeckpt.convert.leaves import plain_path, values_by_path
+from pytreeckpt.convert.operations import First
 from tests.convert.layers_side_by_side import KEY, randomised
 from tests.convert.models import FRAMEWORKS, MODELS
 
@@ -53,6 +56,7 @@ def test_a_plan_is_equal_to_what_comes_back_through_json(plans):
         assert again == plan
         assert convert.differences(again, plan) == []
         assert str(again.report()) == str(plan.report())
+        assert plan.invert().invert() == plan
     assert plans[-1].recipes
 
 
@@ -103,6 +107,172 @@ def test_differences_name_what_is_only_in_one_plan(plans):
 def test_what_is_no_plan_is_said_to_be_none(document, error):
     with pytest.raises(error):
         convert.from_document(document)
+
+
+def test_a_plan_turned_round_twice_takes_the_first_of_what_differs_again(plans):
+    entry = next(each for each in plans[-1].entries if each.quantity == "count" and len(each.sources) > 1)
+    first = dataclasses.replace(entry, operations=(First(len(entry.sources)), *entry.operations[1:]))
+    plan = dataclasses.replace(plans[-1], entries=(first,))
+    assert plan.invert().entries != plan.entries
+    assert plan.invert().invert() == plan
+
+
+def damage(document, key, number, **changes):
+    """A document with something else in one of its entries."""
+    document = copy.deepcopy(document)
+    document[key][number].update(changes)
+    return document
+
+
+def document_of_a_linear_layer():
+    module = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    target = {"params": {"layers_0": {"kernel": np.zeros((4, 4), np.float32), "bias": np.zeros(4, np.float32)}}}
+    return json.loads(json.dumps(convert.to_document(convert.plan(module, target))))
+
+
+HUGE = 10**14
+DAMAGED_OPERATIONS = [
+    [{"affine": {"scale": 10**400, "offset": 0}}],
+    [{"affine": {"scale": 1e-320, "offset": 0}}],
+    [{"affine": {"scale": float("nan"), "offset": 0}}],
+    [{"affine": {"scale": 2}}],
+    [{"repeat": {"count": 10**12, "equal": True}}, {"first": {"count": 10**12}}],
+    [{"repeat": {"count": 10**6, "equal": True}}, {"first": {"count": 10**6}}] * 2,
+    [{"repeat": {"count": 1, "equal": 1}}],
+    [{"pad": {"widths": [[0, HUGE]], "value": 0.0}}, {"crop": {"widths": [[0, HUGE]], "value": 0.0}}],
+    [{"pad": {"widths": [[0, 10**40]], "value": 0.0}}, {"crop": {"widths": [[0, 10**40]], "value": 0.0}}],
+    [{"pad": {"widths": [[0, 2]], "value": 10**400}}, {"crop": {"widths": [[0, 2]], "value": 0.0}}],
+    [{"cast": {"before": "float32", "after": "float16"}}],
+    [{"cast": {"before": "float64", "after": "float32"}}],
+    [{"reshape": {"before": [4], "after": [-2, -2]}}, {"reshape": {"before": [-2, -2], "after": [4]}}],
+    [{"flip": {"axes": [1]}}],
+    [{"drop": {"count": 1, "fill": None}}],
+    [{"unheard": {}}],
+    "abc",
+]
+
+
+@pytest.mark.parametrize("operations", DAMAGED_OPERATIONS, ids=lambda each: str(each)[:60])
+def test_operations_that_do_not_come_to_the_target_or_not_in_bounds_are_refused(operations):
+    document = document_of_a_linear_layer()
+    assert document["entries"][1]["sources"] == ["0.bias"]
+    with pytest.raises(convert.DocumentError):
+        convert.from_document(damage(document, "entries", 1, operations=operations))
+
+
+@pytest.mark.parametrize(
+    "fill",
+    [
+        {"shape": [4], "dtype": "int32", "value": 0.0, "implied": False},
+        {"shape": [5], "dtype": "float32", "value": 0.0, "implied": False},
+        {"shape": [4], "dtype": "float32", "value": 0.0, "implied": 0},
+        {"shape": [4], "dtype": "object", "value": 0.0, "implied": False},
+    ],
+)
+def test_fills_are_of_the_leaves_that_they_are_for(fill):
+    document = document_of_a_linear_layer()
+    del document["source"]["0.bias"]
+    good = {"shape": [4], "dtype": "float32", "value": 0.0, "implied": True}
+    filled = convert.from_document(damage(document, "entries", 1, sources=[], operations=[{"fill": good}]))
+    assert filled.entries[1].operations[0].implied
+    with pytest.raises(convert.DocumentError):
+        convert.from_document(damage(document, "entries", 1, sources=[], operations=[{"fill": fill}]))
+    del document["target"]["params/layers_0/bias"]
+    document["source"]["0.bias"] = ["float32", [4]]
+    for each, error in ((good, False), (fill, True)):
+        dropping = damage(
+            document, "entries", 1, targets=[], operations=[{"drop": {"count": 1, "fill": {"fill": each}}}]
+        )
+        if error:
+            with pytest.raises(convert.DocumentError):
+                convert.from_document(dropping)
+        else:
+            assert convert.from_document(dropping).invert().entries[1].operations[0].implied
+
+
+def removed(document):
+    document["entries"].pop()
+
+
+def all_removed(document):
+    document["entries"].clear()
+
+
+def repeated(document):
+    document["entries"].append(dict(document["entries"][1]))
+
+
+def of_one_target_twice(document):
+    document["entries"][1].update(
+        targets=["params/layers_0/bias"] * 2, operations=[{"repeat": {"count": 2, "equal": True}}]
+    )
+
+
+def with_other_dtype(document):
+    document["target"]["params/layers_0/bias"] = ["float16", [4]]
+
+
+def with_text_for_notes(document):
+    document["notes"] = "abc"
+
+
+def with_text_for_sources(document):
+    document["entries"][1]["sources"] = "0.bias"
+
+
+def with_a_number_for_a_reason(document):
+    document["entries"][1]["reason"] = 1
+
+
+def with_another_field(document):
+    document["unknown"] = 1
+
+
+def with_three_conventions(document):
+    document["conventions"].append("torch")
+
+
+def with_negative_extents(document):
+    document["source"]["0.bias"] = document["target"]["params/layers_0/bias"] = ["float32", [-4]]
+
+
+def with_too_many_axes(document):
+    document["source"]["0.bias"] = document["target"]["params/layers_0/bias"] = ["float32", [1] * 65]
+
+
+def with_one_path_twice(document):
+    document["source"]['"0.bias"'] = ["float32", [4]]
+
+
+DAMAGES = [
+    *(removed, all_removed, repeated, of_one_target_twice, with_other_dtype, with_text_for_notes, with_another_field),
+    *(with_text_for_sources, with_a_number_for_a_reason, with_three_conventions, with_negative_extents),
+    *(with_too_many_axes, with_one_path_twice),
+]
+
+
+@pytest.mark.parametrize("damages", DAMAGES)
+def test_a_plan_comes_from_all_of_its_source_to_all_of_its_target_once(damages):
+    document = document_of_a_linear_layer()
+    assert convert.from_document(document).entries
+    damages(document)
+    with pytest.raises(convert.DocumentError):
+        convert.from_document(document)
+
+
+def test_a_plan_of_arrays_beyond_the_limit_is_refused():
+    document = document_of_a_linear_layer()
+    n_bytes = 4 * (4 * 4 + 4)
+    with ptc.limits(arrays_nbytes=n_bytes):
+        assert convert.from_document(document).entries
+    with ptc.limits(arrays_nbytes=n_bytes - 1), pytest.raises(ptc.LimitError, match="arrays_nbytes"):
+        convert.from_document(document)
+
+
+def test_what_optimizers_of_torch_keep_is_said_where_the_target_is_theirs(plans):
+    assert "to go on with in optax:" in str(plans[-1].report())
+    assert "the optimizers of torch keep their own options" in str(plans[-1].invert().report())
+    assert plans[-1].recipes
 
 
 JSON = st.recursive(

@@ -8,11 +8,13 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pytreeckpt.convert.fitting import Fit, different
 from pytreeckpt.convert.layers import TABLES, flattened_linear
-from pytreeckpt.convert.layers.variants import Side
-from pytreeckpt.convert.operations import inverse, of_moment
+from pytreeckpt.convert.layers.variants import Move, Side, Variant
+from pytreeckpt.convert.operations import Flip, Permute, Reshape, SumPair, inverse, of_moment
 from pytreeckpt.convert.running import run
 from pytreeckpt.convert.shapes import result_shapes
+from tests.convert.layers_side_by_side import fitting, torch_side
 
 LINEN, NNX, EQUINOX = Side({}, config={"scheme": "linen"}), Side({}, config={"scheme": "nnx"}), Side({})
 OTHERS = [("flax", LINEN), ("flax", NNX), ("equinox", EQUINOX)]
@@ -788,3 +790,143 @@ def test_a_computed_weight_that_gets_more_axes_is_refused():
     there = {"layer_instance/kernel": (3, 2, 2), "layer_instance/kernel/scale": (4,)}
     with pytest.raises(ValueError, match="other axes there"):
         TABLES["flax"]["torch.nn.Linear"](Side(shapes), Side(there))
+
+
+# What a layer was made without.
+
+WITHOUT = {
+    "a linear layer": (torch.nn.Linear(2, 3, bias=False), {"kernel": (2, 3), "bias": (3,)}, {"bias": 0}),
+    "a convolution": (torch.nn.Conv1d(2, 3, 4, bias=False), {"kernel": (4, 2, 3), "bias": (3,)}, {"bias": 0}),
+    "a normalisation": (
+        torch.nn.LayerNorm(3, elementwise_affine=False),
+        {"scale": (3,), "bias": (3,)},
+        {"scale": 1, "bias": 0},
+    ),
+    "a normalisation with a weight": (torch.nn.LayerNorm(3, bias=False), {"scale": (3,), "bias": (3,)}, {"bias": 0}),
+    "a batch norm": (
+        torch.nn.BatchNorm1d(3, affine=False, track_running_stats=False),
+        {"scale": (3,), "bias": (3,), "mean": (3,), "var": (3,)},
+        {"scale": 1, "bias": 0, "mean": 0, "var": 1},
+    ),
+    "attention": (
+        torch.nn.MultiheadAttention(4, 2, bias=False),
+        {
+            **{f"{part}/kernel": (4, 2, 2) for part in ("query", "key", "value")},
+            **{f"{part}/bias": (2, 2) for part in ("query", "key", "value")},
+            "out/kernel": (2, 2, 4),
+            "out/bias": (4,),
+        },
+        {"query/bias": 0, "key/bias": 0, "value/bias": 0, "out/bias": 0},
+    ),
+    "a recurrent layer": (
+        torch.nn.LSTM(2, 3, bias=False),
+        {"cell/dense_i/kernel": (2, 12), "cell/dense_h/kernel": (3, 12), "cell/dense_h/bias": (12,)},
+        {"cell/dense_h/bias": 0},
+    ),
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_only_what_a_layer_was_made_without_is_filled(name):
+    module, shapes, fills = WITHOUT[name]
+    side, _ = torch_side(module)
+    layout = TABLES["flax"][side.kind]
+    assert [each.fills for each in layout(side, Side(shapes))] == [fills]
+    # Where nobody knows, what is not there may be lost.
+    unknown = Side(side.shapes, side.kind, {key: value for key, value in side.config.items() if key == "num_heads"})
+    assert not any(each.fills for each in layout(unknown, Side(shapes)))
+
+
+def test_what_is_lost_of_a_layer_that_should_have_it_is_not_filled():
+    for module in (torch.nn.Linear(2, 3), torch.nn.BatchNorm1d(3), torch.nn.MultiheadAttention(4, 2)):
+        side, _ = torch_side(module)
+        lost = {name: shape for name, shape in side.shapes.items() if "bias" not in name and "running" not in name}
+        shapes = dict.fromkeys(("bias", "scale", "mean", "var", "query/bias", "out/bias", "kernel"), (3,))
+        variants = TABLES["flax"][side.kind](Side(lost, side.kind, side.config), Side(shapes))
+        assert variants
+        assert not any(each.fills for each in variants)
+
+
+def test_counts_of_the_other_side_may_have_any_value_on_the_way_back():
+    side, _ = torch_side(torch.nn.BatchNorm1d(3, affine=False))
+    states = {f"batch_state_index/init/{place}": (3,) for place in (0, 1)}
+    shapes = {**states, "batch_counter/init": (), "weight": (3,), "bias": (3,)}
+    (variant,) = TABLES["equinox"][side.kind](side, Side(shapes))
+    assert variant.fills == {"batch_counter/init": 2**30, "weight": 1, "bias": 0}
+    assert variant.unread == {"batch_counter/init"}
+
+
+# Normalisations over an image.
+
+
+@pytest.mark.parametrize("kind", ["LayerNorm", "RMSNorm"])
+@pytest.mark.parametrize(
+    ("shape", "there", "expected"),
+    [
+        ((3, 4, 5), (3, 4, 5), ["as it is"]),
+        ((3, 4, 5), (4, 5, 3), ["channels last"]),
+        ((3, 4, 5), (5, 4, 3), []),
+        ((3, 4, 5), (12, 5), []),
+        ((3, 4, 5), (60,), ["as it is", "channels last"]),
+        ((3, 3, 3), (3, 3, 3), ["as it is", "channels last"]),
+        ((4, 5), (5, 4), ["channels last"]),
+        ((4, 5), (20,), ["as it is"]),
+        ((4,), (1, 1, 4), ["as it is"]),
+    ],
+)
+def test_a_normalisation_over_several_axes_is_never_scrambled(kind, shape, there, expected):
+    leaves = {"weight": "scale", "bias": "bias"} if kind == "LayerNorm" else {"weight": "scale"}
+    side = Side(dict.fromkeys(leaves, shape), f"torch.nn.{kind}")
+    other = Side(dict.fromkeys(leaves.values(), there))
+    fits = fitting(TABLES["flax"][side.kind](side, other), side, other)
+    assert ["channels last" if "channels last" in each.name else "as it is" for each in fits] == expected
+    array = np.arange(math.prod(shape), dtype=np.float64).reshape(shape)
+    for fit, name in zip(fits, expected, strict=True):
+        wanted = (np.moveaxis(array, 0, -1) if name == "channels last" else array).reshape(there)
+        for move in fit.moves:
+            assert np.array_equal(run(move.operations, [array])[0], wanted)
+
+
+# Whether two layouts come to the same.
+
+
+@st.composite
+def ways(draw):
+    """A shape, and operations on it that move its items by its axes."""
+    shape = tuple(draw(st.lists(st.integers(1, 3), min_size=2, max_size=3)))
+    operations, at = [], shape
+    for _ in range(draw(st.integers(0, 4))):
+        match draw(st.integers(0, 2)):
+            case 0:
+                operations.append(Permute(tuple(draw(st.permutations(range(len(at)))))))
+            case 1:
+                operations.append(Flip(tuple(draw(st.sets(st.integers(0, len(at) - 1))))))
+            case _:
+                operations.append(Reshape(at, draw(st.sampled_from([at[::-1], (math.prod(at),), (1, *at)]))))
+        (at,) = result_shapes(operations[-1:], [at])
+    return shape, tuple(operations)
+
+
+@given(ways(), st.data())
+def test_layouts_are_told_apart_by_what_they_do_and_not_by_how(way, data):
+    shape, operations = way
+    array = np.arange(math.prod(shape), dtype=np.float64).reshape(shape)
+    result = run(operations, [array])[0]
+    other = data.draw(ways().filter(lambda each: each[0] == shape) | st.just((shape, ())))[1]
+    fits = [Fit(name, Variant(name, (Move(("w",), ("k",), each),))) for name, each in (("a", operations), ("b", other))]
+    is_same = np.array_equal(result.ravel(), run(other, [array])[0].ravel())
+    assert len(different(fits, {"w": shape})) == (1 if is_same else 2)
+
+
+def test_layouts_of_other_leaves_or_sums_are_told_apart():
+    def fit(*moves):
+        return Fit("it", Variant("it", moves))
+
+    shapes = {"a": (2, 2), "b": (2, 2)}
+    plain = fit(Move(("a",), ("x",)), Move(("b",), ("y",)))
+    crossed = fit(Move(("b",), ("x",)), Move(("a",), ("y",)))
+    assert different([plain, crossed, plain], shapes) == [plain, crossed]
+    summed = fit(Move(("a", "b"), ("x",), (SumPair(),)))
+    turned = fit(Move(("a", "b"), ("x",), (SumPair(), Permute((1, 0)))))
+    twice = fit(Move(("a", "b"), ("x",), (SumPair(), Permute((1, 0)), Permute((1, 0)))))
+    assert different([summed, turned, twice], shapes) == [summed, turned]

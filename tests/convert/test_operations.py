@@ -5,11 +5,14 @@ import dataclasses
 import ml_dtypes
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+import pytreeckpt as ptc
+import pytreeckpt.convert
 from pytreeckpt.convert.applying import convert_arrays
-from pytreeckpt.convert.entries import Spec
+from pytreeckpt.convert.entries import Spec, inverted, with_cast
 from pytreeckpt.convert.leaves import FoundLeaf
 from pytreeckpt.convert.operations import (
     INEXACT,
@@ -25,6 +28,7 @@ from pytreeckpt.convert.operations import (
     Flip,
     Pad,
     Permute,
+    PermuteEach,
     Recall,
     Repeat,
     Reshape,
@@ -40,8 +44,11 @@ from pytreeckpt.convert.operations import (
     of_moment,
 )
 from pytreeckpt.convert.records import Entry
+from pytreeckpt.convert.rules import Convert, RuleError, Step, Waive, resolve
+from pytreeckpt.convert.rules import Drop as DropRule
+from pytreeckpt.convert.rules import Fill as FillRule
 from pytreeckpt.convert.running import run
-from pytreeckpt.convert.shapes import result_shapes
+from pytreeckpt.convert.shapes import result_dtypes, result_shapes
 from pytreeckpt.convert.values import cast_to, dtype_named, same_bits
 from pytreeckpt.paths import DictKey, Path
 
@@ -73,6 +80,10 @@ def cases(draw, kinds=ALL):
     size = int(np.prod(shape))
     options = {
         Permute: lambda: (Permute(tuple(draw(st.permutations(range(len(shape)))))), [shape] * count),
+        PermuteEach: lambda: (
+            PermuteEach(tuple(tuple(draw(st.permutations(range(len(shape))))) for _ in range(count))),
+            [shape] * count,
+        ),
         Reshape: lambda: (
             Reshape(shape, draw(st.sampled_from([(size,), (1, size), (*shape, 1), shape[::-1]]))),
             [shape],
@@ -107,6 +118,12 @@ def arrays_for(draw, operation, shapes):
         generator.integers(0, 256, int(np.prod(shape)) * dtype.itemsize, np.uint8).view(dtype).reshape(shape)
         for shape in shapes
     ]
+    if isinstance(operation, Cast | Affine):
+        # What would become infinite is refused.
+        narrow = dtype_named(operation.after) if isinstance(operation, Cast) else dtype
+        most = float(ml_dtypes.finfo(narrow).max) / 16
+        with np.errstate(all="ignore"):
+            made = [np.where(np.isfinite(array) & (np.abs(array) > most), dtype.type(1.5), array) for array in made]
     return made[:1] * len(made) if isinstance(operation, Tie) else made
 
 
@@ -114,9 +131,9 @@ EXACT = [kind for kind in OPERATIONS.values() if kind not in {*LOSSY, *INEXACT, 
 
 
 def test_each_operation_is_drawn_described_and_either_exact_or_not():
-    assert len(OPERATIONS) == len(set(OPERATIONS.values())) == 19
+    assert len(OPERATIONS) == len(set(OPERATIONS.values())) == 20
     assert {*EXACT, *LOSSY, *INEXACT, Recall} == set(OPERATIONS.values())
-    assert len(EXACT) == 11
+    assert len(EXACT) == 12
 
 
 @given(st.data())
@@ -146,22 +163,41 @@ def test_an_entry_and_its_inverse_give_the_bits_back_with_residuals(data):
     operation, shapes = data.draw(cases([kind for kind in OPERATIONS.values() if kind not in {Fill, Recall}]))
     arrays = data.draw(arrays_for(operation, shapes))
     made, residuals = converted((operation,), arrays, "s", "t", {})
+    before = {path: array.copy() for path, array in residuals.items()}
     back, _ = converted(inverse((operation,)), made, "t", "s", residuals)
     assert len(back) == len(arrays)
     assert all(map(same_bits, back, arrays))
+    for array in (*made, *back):
+        array[...] = 0
+    assert all(same_bits(residuals[path], array) for path, array in before.items())
 
 
-def converted(operations, arrays, source, target, residuals):
+@given(st.data())
+def test_dtypes_are_told_without_values(data):
+    operation, shapes = data.draw(cases([kind for kind in OPERATIONS.values() if kind is not Recall]))
+    arrays = data.draw(arrays_for(operation, shapes))
+    made = run((operation,), arrays)
+    assert [array.dtype for array in made] == result_dtypes((operation,), [array.dtype for array in arrays])
+
+
+@given(st.data())
+def test_the_inverse_of_the_inverse_is_the_operation(data):
+    # A scale may differ in its last bit.
+    operation, _ = data.draw(cases([kind for kind in OPERATIONS.values() if kind is not Affine]))
+    assert inverse_of(inverse_of(operation)) == operation
+
+
+def converted(operations, arrays, source, target, residuals, *, quantity="parameter", specs=None):
     sources = {named(source, number): array for number, array in enumerate(arrays)}
     n_targets = max((int(text[1:]) + 1 for text in residuals), default=0)
     shapes = [array.shape for array in arrays]
     if not any(isinstance(operation, Recall) for operation in operations):
         n_targets = len(result_shapes(operations, shapes))
     targets = tuple(named(target, number) for number in range(n_targets))
-    entry = Entry(tuple(sources), targets, operations, "parameter", "a test")
+    entry = Entry(tuple(sources), targets, operations, quantity, "a test")
     values = {path: FoundLeaf(path, array, array.shape, array.dtype) for path, array in sources.items()}
-    specs = {path: Spec(array.shape, array.dtype) for path, array in sources.items()}
-    found, kept = convert_arrays([entry], values, specs, {}, residuals=residuals, own={})
+    given_specs = {path: Spec(array.shape, array.dtype) for path, array in sources.items()}
+    found, kept = convert_arrays([entry], values, given_specs, specs or {}, residuals=residuals, own={})
     return [found[path] for path in targets], kept
 
 
@@ -187,6 +223,173 @@ def test_after_more_training_the_way_back_keeps_what_only_the_residual_knows():
     (inner,), residuals = converted((Crop(((1, 2),)),), [whole], "s", "t", {})
     (back,), _ = converted(inverse((Crop(((1, 2),)),)), [inner * 10], "t", "s", residuals)
     assert back.tolist() == [0.0, 10.0, 20.0, 3.0, 4.0]
+
+
+def test_what_is_made_is_no_residual_either():
+    (made,), residuals = converted((First(2),), [np.ones(3), np.zeros(3)], "s", "t", {})
+    made[...] = 7
+    assert residuals["s0"].tolist() == [1.0, 1.0, 1.0]
+    back, _ = converted((Repeat(2, equal=False),), [np.ones(3)], "t", "s", residuals)
+    recalled, _ = converted((Recall(2),), [], "t", "s", residuals)
+    for array in (*back, *recalled):
+        array[...] = 7
+    assert [residuals[path].tolist() for path in ("s0", "s1")] == [[1.0] * 3, [0.0] * 3]
+
+
+@pytest.mark.parametrize("residual", [np.ones((5, 5), np.int64), np.ones(2), np.ones(3, np.float32)])
+@pytest.mark.parametrize(("operations", "arrays"), [((Recall(1),), []), ((Cast("float32", "float64"),), [np.float32])])
+def test_a_residual_of_another_shape_or_dtype_is_refused(residual, operations, arrays):
+    specs = {named("s", 0): Spec((3,), np.dtype(np.float64))}
+    given_arrays = [np.ones(3, dtype) for dtype in arrays]
+    with pytest.raises(ptc.ConversionError, match="of another plan"):
+        converted(operations, given_arrays, "t", "s", {"s0": residual}, specs=specs)
+    (back,), _ = converted(operations, given_arrays, "t", "s", {"s0": np.ones(3)}, specs=specs)
+    assert back.tolist() == [1.0, 1.0, 1.0]
+
+
+def test_what_is_made_is_what_the_plan_says():
+    for spec in (Spec((2,), np.dtype(np.float64)), Spec((3,), np.dtype(np.float32))):
+        with pytest.raises(ptc.ConversionError, match="comes to it, and not"):
+            converted((), [np.ones(3)], "s", "t", {}, specs={named("t", 0): spec})
+
+
+def test_trees_share_no_memory_with_residuals_or_with_what_is_waived_of_the_target():
+    ours = {name: torch.full((2,), float(number)) for number, name in enumerate(("a", "b"), 1)}
+    target = {"params": {name: np.zeros(2, dtype) for name, dtype in (("a", np.float16), ("own", np.float32))}}
+    rules = [Convert("a", "a"), DropRule("b"), Waive(missing="own")]
+    plan = ptc.convert.plan(ours, target, rules=rules, cast=True)
+    made, residuals = plan.apply(ours)
+    assert set(residuals) == {"b"}
+    made["params"]["own"][...] = 7
+    assert target["params"]["own"].tolist() == [0.0, 0.0]
+    kept = {"a": np.ones(2, np.float32), "b": residuals["b"]}
+    back = plan.invert().apply(made, residuals=kept).tree
+    for tensor in back.values():
+        tensor.fill_(77)
+    assert [kept[name].tolist() for name in "ab"] == [[1.0, 1.0], [2.0, 2.0]]
+    assert [tensor.tolist() for tensor in ours.values()] == [[1.0, 1.0], [2.0, 2.0]]
+
+
+def applied(entries, values, *, dtype=np.float64, shape=(2,)):
+    """The arrays that entries make of leaves, all of the same spec."""
+    leaves = {path: FoundLeaf(path, value, np.shape(value), np.asarray(value).dtype) for path, value in values.items()}
+    specs = {path: Spec(shape, np.dtype(dtype)) for entry in entries for path in (*entry.sources, *entry.targets)}
+    return convert_arrays(entries, leaves, specs, specs, residuals={}, own={})[0]
+
+
+def test_a_number_stands_for_no_array_and_has_the_dtype_that_was_planned():
+    entry = Entry((named("s", 0),), (named("t", 0),), (), "option", "a test")
+    with pytest.raises(ptc.ConversionError, match="and not float64"):
+        applied([entry], {named("s", 0): 3.0})
+    (made,) = applied([entry], {named("s", 0): 3}, shape=()).values()
+    assert made.dtype == np.float64
+    with pytest.raises(ptc.ConversionError, match="cannot hold"):
+        applied([entry], {named("s", 0): 0.5}, dtype=np.int64, shape=())
+
+
+def test_leaves_that_have_parted_do_not_become_one():
+    def entries(quantity):
+        return [Entry((named("s", number),), (named("t", 0),), (), quantity, "a test") for number in range(2)]
+
+    same = {named("s", 0): np.ones(2), named("s", 1): np.ones(2)}
+    parted = {named("s", 0): np.ones(2), named("s", 1): np.zeros(2)}
+    assert applied(entries("first moment"), same)[named("t", 0)].tolist() == [1.0, 1.0]
+    with pytest.raises(ptc.ConversionError, match="parted"):
+        applied(entries("first moment"), parted)
+    # Several may count the steps of one parameter; the last one is that of its moments.
+    assert applied(entries("count"), parted)[named("t", 0)].tolist() == [0.0, 0.0]
+
+
+# What nobody declared is not lost.
+
+
+@pytest.mark.parametrize("value", [7.0, float("nan")])
+def test_what_a_layout_would_fill_is_not_dropped_if_it_is_something_else(value):
+    implied = Fill((2,), "float64", 0.0, implied=True)
+    with pytest.raises(ptc.ConversionError, match='other values than 0, and .* declare Fill\\("\\*\\*/s0", 0\\)'):
+        converted(inverse((implied,)), [np.array([0.0, value])], "s", "t", {})
+    assert converted(inverse((implied,)), [np.array([0.0, -0.0])], "s", "t", {})[0] == []
+    declared = Fill((2,), "float64", 0.0)
+    _, residuals = converted(inverse((declared,)), [np.array([0.0, value])], "s", "t", {})
+    assert same_bits(residuals["s0"], np.array([0.0, value]))
+
+
+@pytest.mark.parametrize(
+    ("operation", "value"),
+    [
+        (Cast("float32", "float16"), 1e6),
+        (Cast("float32", "float8_e4m3fn"), -1e6),
+        (Cast("float32", "bfloat16"), np.finfo(np.float32).max),
+        (Affine(1e10), 1e30),
+        (Affine(1.0, 3e38), 3e38),
+    ],
+)
+def test_finite_values_stay_finite(operation, value):
+    array = np.array([1.0, value, np.inf, np.nan], np.float32)
+    with pytest.raises(ValueError, match="1 finite values are beyond"):
+        run((operation,), [array])
+    (made,) = run((operation,), [np.array([0.5, np.nan], np.float32)])
+    assert np.isfinite(made).tolist() == [True, False]
+
+
+@pytest.mark.parametrize("operation", [Cast("float32", "float16"), Affine(1e-30)])
+def test_second_moments_do_not_become_zero(operation):
+    array = np.array([0.0, 1.4e-20, 1.0], np.float32)
+    with pytest.raises(ptc.ConversionError, match="1 values are too small"):
+        converted((operation,), [array], "s", "t", {}, quantity="second moment")
+    for quantity in ("parameter", "first moment"):
+        (made,), _ = converted((operation,), [array], "s", "t", {}, quantity=quantity)
+        assert np.count_nonzero(made) == 1
+
+
+@pytest.mark.parametrize(
+    "operation",
+    [
+        Fill((2,), "int32", float("nan")),
+        Fill((2,), "int32", float("inf")),
+        Fill((2,), "int8", 300.0),
+        Fill((2,), "uint8", -1.0),
+        Fill((2,), "bool", 0.5),
+        Fill((2,), "float16", 1e6),
+    ],
+)
+def test_a_fill_is_of_a_value_that_its_dtype_holds(operation):
+    with pytest.raises(ValueError, match="cannot hold|are beyond"):
+        run((operation,), [])
+    with pytest.raises(ValueError, match="cannot hold|are beyond"):
+        run((Pad(((1, 0),), operation.value),), [np.zeros(1, operation.dtype)])
+
+
+def test_what_is_filled_has_the_dtype_that_it_is_to_have():
+    path, bfloat16 = named("t", 0), np.dtype(ml_dtypes.bfloat16)
+    entry = Entry((), (path,), (Fill((2,), "float32", 1.0, implied=True),), "parameter", "a test")
+    changed, problem = with_cast(entry, {}, {path: Spec((2,), bfloat16)}, cast=True)
+    assert problem is None
+    assert changed.operations == (Fill((2,), "bfloat16", 1.0, implied=True),)
+    back, _ = with_cast(inverted(changed), {path: Spec((2,), np.dtype(np.float64))}, {}, cast=True)
+    assert back.operations == (Drop(1, Fill((2,), "float64", 1.0, implied=True)),)
+
+
+@pytest.mark.parametrize(
+    ("name", "argument", "message"),
+    [
+        ("affine", None, "scale, offset or both"),
+        ("affine", 3, "scale, offset or both"),
+        ("affine", {}, "scale, offset or both"),
+        ("affine", {"scal": 2}, "it has offset, scale, and not scal"),
+        ("affine", {"scale": 2, "shift": 1}, "and not scale, shift"),
+        ("pad", {"widths": [[0, 1]], "val": 1}, "it has value, widths"),
+        ("split", {"axis": 0, "part": 2, "sizes": [1, 1]}, "it has axis, parts, sizes"),
+        ("stack", {"axes": 1}, "it has axis"),
+        ("permute", {"axes": [0]}, "it has no fields"),
+        ("transpose", [1, 0], "it is given nothing"),
+        ("tie", 2, "it is given nothing"),
+    ],
+)
+def test_a_step_is_given_what_it_has_and_nothing_else(name, argument, message):
+    with pytest.raises(RuleError, match=message):
+        resolve([Step(name, argument)], [(2,)])
+    assert resolve([Step("affine", {"scale": 2}), Step("transpose")], [(2,)]) == (Affine(2.0), Permute((0,)))
 
 
 # Moments. For y = f(x), a loss of y has gradients by x; those by y are what the operation on gradients makes of them.
@@ -251,6 +454,7 @@ def test_shapes_that_do_not_fit_are_refused_in_words(data):
         ((Concat(0, (1, 1)),), [np.zeros(1), np.zeros(1, np.float32)], "dtypes differ"),
         ((Cast("int64", "int8"),), [np.array([300])], "cannot hold"),
         ((Recall(1),), [], "dropped"),
+        ((Affine(2.0),), [np.array([1])], "is for floats"),
     ],
 )
 def test_values_that_do_not_fit_are_refused(operations, arrays, message):
@@ -283,8 +487,11 @@ def test_values_that_do_not_fit_are_refused(operations, arrays, message):
         Reshape((2,), (-1, -2)),
         Drop(2),
         Fill((2,), "float32"),
+        Drop(1, Fill((3,), "float32")),
         # They have no way back.
         Affine(0.0),
+        Affine(1e-320),
+        Affine(1e-300, 1e300),
         Affine(float("nan")),
         Affine(1.0, float("inf")),
     ],
@@ -313,3 +520,17 @@ def test_operations_are_values():
     for operation in (Permute((1, 0)), Reshape((4,), (2, 2)), Fill((2,), "float32")):
         assert dataclasses.replace(operation) == operation
         assert len({operation, dataclasses.replace(operation)}) == 1
+
+
+def test_the_advice_for_what_has_no_place_is_a_rule_that_keeps_it():
+    weights = {"params": {"fc": {"kernel": np.ones((3, 2), np.float32), "bias": np.full(2, 7.0, np.float32)}}}
+    module = torch.nn.ModuleDict({"fc": torch.nn.Linear(3, 2, bias=False)})
+    plan = ptc.convert.plan(weights, module)
+    with pytest.raises(ptc.ConversionError) as info:
+        plan.apply(weights)
+    assert 'Fill("**/fc/bias", 0)' in info.value.mismatched[0]
+    plan = ptc.convert.plan(weights, module, rules=[FillRule("**/fc/bias", 0)])
+    made, residuals = plan.apply(weights)
+    assert residuals["params/fc/bias"].tolist() == [7.0, 7.0]
+    back = plan.invert().apply(made, residuals=residuals, to="numpy").tree
+    assert back["params"]["fc"]["bias"].tolist() == [7.0, 7.0]

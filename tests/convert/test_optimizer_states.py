@@ -17,6 +17,7 @@ from torch import nn
 import pytreeckpt as ptc
 import pytreeckpt_jax as ptc_jax
 import pytreeckpt_torch as ptc_torch
+from pytreeckpt import convert
 from pytreeckpt.convert.operations import (
     Affine,
     Concat,
@@ -32,6 +33,7 @@ from pytreeckpt.convert.operations import (
     inverse,
 )
 from pytreeckpt.convert.optimizers import ROWS, NewLeaf, Recipe, Row, Slot, State, extended, plan_optimizers, recipe_of
+from pytreeckpt.convert.optimizers.inferring import foreign_options, kind_of
 from pytreeckpt.convert.records import Entry
 from pytreeckpt.convert.values import same_bits
 from pytreeckpt.navigation import descend
@@ -239,21 +241,62 @@ def test_a_setting_that_torch_does_not_have_is_missing():
     assert {str(path).rpartition("/")[2] for path in plan.missing} >= {"eta", "gamma", "rng_key"}
 
 
-def test_the_trace_of_optax_rmsprop_comes_after_the_learning_rate():
+RMS = {"decay": 0.99, "eps": 1e-8, "eps_in_sqrt": False}
+TRACES = {
+    # optax.rmsprop has its trace behind the rate; a clip in the same place leaves the same states.
+    "late-trace": optax.rmsprop(0.01, centered=True, momentum=0.9, **RMS),
+    "early-trace": optax.chain(
+        optax.scale_by_stddev(**RMS), optax.clip(1e9), optax.trace(0.9), optax.scale_by_learning_rate(0.01)
+    ),
+}
+
+
+@pytest.mark.parametrize("placed", TRACES)
+def test_a_trace_behind_something_unknown_is_before_or_after_the_learning_rate_as_is_waived(placed):
     model, optimizer = trained(torch.optim.RMSprop, lr=0.01, momentum=0.9, centered=True, steps=10)
-    tx = optax.rmsprop(0.01, decay=0.99, eps=1e-8, centered=True, momentum=0.9, eps_in_sqrt=False)
+    tx = TRACES[placed]
     params = to_jax(values(model))
     state = tx.init(params)
     tree, jax_tree = captured(model, optimizer), captured_jax(params, state)
-    plan = planned(tree, jax_tree)
+    undecided = planned(tree, jax_tree)
+    (problem, *others) = undecided.problems
+    assert "Waive(check='late-trace')" in problem
+    assert "Waive(check='early-trace')" in problem
+    assert len(others) == len(undecided.unused) == len(undecided.missing) == 0
+    plan = planned(tree, jax_tree, waive=[placed])
     fits(plan)
-    assert any("after another transformation" in note for note in plan.notes)
+    when = {"late-trace": "after", "early-trace": "before"}[placed]
+    assert any(f"comes {when} the learning rate" in note for note in plan.notes)
     new = replaced(jax_tree, {path: np.asarray(array) for path, array in moved(plan, tree).items()})
     state = ptc_jax.restore_into(new, params=params, opt=state, rng=False)["opt"]
     grads = gradients(20, seed=8)
     params, _ = step_optax(tx, params, state, grads)
     step_torch(model, optimizer, grads)
     assert apart(values(model), to_torch(params)) <= 1e-12
+
+
+def test_a_trace_directly_behind_its_rms_comes_before_the_learning_rate_whatever_is_waived():
+    model, optimizer = trained(torch.optim.RMSprop, momentum=0.9)
+    tx = optax.chain(optax.scale_by_rms(), optax.trace(0.9), optax.scale_by_learning_rate(0.01))
+    plans = [plan_for(tx, model, optimizer, waive=waive) for waive in ((), ("late-trace",), ("early-trace",))]
+    for plan, found in plans:
+        fits(plan)
+        wanted = optimizer.state[model.out.bias]["momentum_buffer"].numpy()
+        assert np.array_equal(found["opt/leaves/1/trace/out/bias"], wanted)
+
+
+def test_a_trace_behind_a_learning_rate_of_zero_is_refused():
+    model, optimizer = trained(torch.optim.RMSprop, momentum=0.9, centered=True)
+    optimizer.param_groups[0]["lr"] = 0.0
+    plan, _ = plan_for(TRACES["late-trace"], model, optimizer, waive=["late-trace"])
+    assert any("learning rate is 0" in problem for problem in plan.problems)
+    assert plan.unused == plan.missing == ()
+
+
+def test_a_trace_cannot_be_waived_to_be_both():
+    model, optimizer = trained(torch.optim.RMSprop, momentum=0.9)
+    with pytest.raises(ValueError, match="before the learning rate or after it"):
+        plan_for(optax.trace(0.9), model, optimizer, waive=("early-trace", "late-trace"))
 
 
 def test_a_trace_elsewhere_than_behind_its_rms_is_undecided():
@@ -331,6 +374,41 @@ def test_a_train_state_of_linen_takes_moments_and_its_step():
     assert np.array_equal(restored.opt_state[0].nu["out"]["kernel"], optimizer.state[model.out.weight]["exp_avg_sq"].T)
     assert plan.sources == (Path.parse("optimizer"),)
     assert plan.targets == (Path.parse("state/leaves/opt_state"),)
+
+
+class AveragedState(TrainState):
+    """As trainings with an average of the parameters keep it."""
+
+    ema_params: object
+
+
+@pytest.mark.parametrize("form", ["live", "abstract", "captured"])
+def test_states_are_of_the_parameters_and_not_of_their_average(form):
+    model = nn.Sequential(nn.Linear(3, 4, dtype=torch.float64), nn.Linear(4, 2, dtype=torch.float64))
+    optimizer = torch.optim.AdamW(model.parameters())
+    model(torch.ones(1, 3, dtype=torch.float64)).sum().backward()
+    optimizer.step()
+    sizes = {"layers_0": (3, 4), "layers_1": (4, 2)}
+    params, average = (
+        {name: {"kernel": jnp.zeros(size), "bias": jnp.zeros(size[1])} for name, size in sizes.items()} for _ in "12"
+    )
+    state = AveragedState.create(apply_fn=None, params=params, ema_params=average, tx=optax.adamw(0.1))
+    target = {
+        "live": state,
+        "abstract": jax.eval_shape(lambda: state),
+        "captured": ptc_jax.capture(state=state, rng=False),
+    }[form]
+    tree = captured(model, optimizer)
+    with pytest.raises(ptc.ConversionError) as caught:
+        convert.plan(tree, target)
+    assert len(caught.value.missing) == 4
+    assert all("ema_params" in str(path) for path in caught.value.missing)
+    assert not caught.value.mismatched
+    assert not caught.value.unused
+    converted = convert.plan(tree, target, rules=[convert.Waive(missing="ema_params/**")]).apply(tree).tree
+    found = converted["state"]["leaves"] if form == "captured" else {"opt_state": converted.opt_state}
+    moments = jax.tree.leaves(found["opt_state"])
+    assert any(np.array_equal(each, optimizer.state[model[0].weight]["exp_avg"].numpy().T) for each in moments)
 
 
 def test_live_states_are_found_as_captured_ones():
@@ -439,7 +517,7 @@ def test_moments_of_equinox_are_modules():
         (ptc_jax.capture(model=module, opt=state, rng=False), "model/leaves/layers"),
         ({"model": module, "opt": state}, "model/.layers"),
     ):
-        plan = planned(tree, jax_tree, layout=EQUINOX, target_at=at)
+        plan = planned(tree, jax_tree, layout=EQUINOX, target_at=at, waive=["late-trace"])
         fits(plan)
         assert sum(entry.quantity == "first moment" for entry in plan.entries) == 8
         assert sum(entry.quantity == "second moment" for entry in plan.entries) == 4
@@ -545,6 +623,46 @@ def test_the_class_of_a_state_dict_is_told_by_what_it_holds_or_not_at_all():
     assert any("nothing tells which optimizer" in problem for problem in plan.problems)
 
 
+CLASSES = ["SGD", "Adam", "AdamW", "Adagrad", "RMSprop", "Adadelta", "Adamax", "RAdam"]
+UNCONVERTED = ["NAdam", "LBFGS", "Adafactor", "Muon", "Rprop", "ASGD"]
+
+
+@pytest.mark.parametrize("name", [*CLASSES, *UNCONVERTED])
+def test_the_class_is_told_from_the_options_of_torch_and_no_others(name):
+    optimizer = getattr(torch.optim, name)([nn.Parameter(torch.ones(2, 2))], lr=0.1)
+    # What schedulers add, and people, changes no update.
+    cycles = bool(optimizer.defaults.keys() & {"momentum", "betas"})
+    torch.optim.lr_scheduler.OneCycleLR(optimizer, 0.1, 10, cycle_momentum=cycles)
+    torch.optim.swa_utils.SWALR(optimizer, 0.1)
+    options = {key: value for key, value in optimizer.param_groups[0].items() if key != "params"} | {"name": "all"}
+    assert options.keys() >= {"initial_lr", "max_lr", "swa_lr"}
+    keys = frozenset({"Adamax": ["step", "exp_avg", "exp_inf"]}.get(name, []))
+    assert kind_of(options, keys) == f"torch.optim.{name}"
+    assert foreign_options(options, keys) == ()
+    options |= {"caution": False, "corrected_weight_decay": False}
+    assert kind_of(options, keys) is None
+    assert foreign_options(options, keys) == ("caution", "corrected_weight_decay")
+
+
+@pytest.mark.parametrize("which", [slice(None), slice(1, 2)])
+def test_a_state_dict_with_options_of_another_class_is_taken_for_no_optimizer_of_torch(which):
+    model, _ = trained()
+    optimizer = torch.optim.SGD(
+        [{"params": [(name, parameter)]} for name, parameter in model.named_parameters()], momentum=0.9
+    )
+    step_torch(model, optimizer, gradients(2))
+    state = optimizer.state_dict()
+    tree = {"model": {"state": model.state_dict()}, "optimizer": state}
+    plan, _ = plan_for(optax.sgd(0.1, momentum=0.9), model, optimizer, tree=tree)
+    fits(plan)
+    for group in state["param_groups"][which]:
+        group.update(caution=True)
+    plan, _ = plan_for(optax.sgd(0.1, momentum=0.9), model, optimizer, tree=tree)
+    (problem,) = [each for each in plan.problems if "nothing tells which optimizer" in each]
+    assert "its options 'caution' are none of torch's" in problem
+    assert plan.entries == plan.recipes == ()
+
+
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("kept", [False, True])
 def test_an_optimizer_without_states_is_given_those_of_optax(tmp_path, form, kept):
@@ -628,6 +746,12 @@ def test_groups_that_differ_are_not_one_state():
     plan, _ = plan_for(optax.adamw(0.1), model, optimizer, waive=["groups"])
     fits(plan)
     assert any("lr" in note for note in plan.notes)
+
+
+def test_names_of_groups_and_rates_of_schedulers_make_no_difference():
+    model, optimizer = grouped(name="one", max_lr=0.4)
+    plan, _ = plan_for(optax.adamw(0.1), model, optimizer)
+    fits(plan)
 
 
 def test_groups_that_differ_in_weight_decay_are_for_a_mask():

@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
+import optax
 import pytest
 import torch
 from flax import nnx
@@ -13,6 +14,10 @@ from hypothesis import strategies as st
 import pytreeckpt as ptc
 import pytreeckpt_torch as ptc_torch
 from pytreeckpt import convert
+from pytreeckpt.convert.inventory import inventory_of
+from pytreeckpt.convert.names import steps_of
+from pytreeckpt.convert.operations import PermuteEach, Repeat, Tie
+from pytreeckpt.paths import Path
 from tests.convert.layers_side_by_side import normal, randomised, rngs
 
 
@@ -166,6 +171,192 @@ def test_an_optimizer_alone_is_refused_with_advice():
     module = seq(torch.nn.Linear(2, 3))
     with pytest.raises(ptc.UnsupportedTypeError, match="capture"):
         convert.plan({"model": module, "optimizer": torch.optim.SGD(module.parameters())}, kernel(2, 3))
+
+
+def dense(value=0.0, *shape):
+    return {"kernel": np.full(shape or (2, 3), value), "bias": np.full((shape or (2, 3))[-1], value)}
+
+
+def test_several_variables_are_models_of_their_own_and_none_is_chosen():
+    source = {"online": {"params": dense(1.0)}, "ema": {"params": dense(2.0)}}
+    error = refused(source, torch.nn.Linear(2, 3).double())
+    assert [text.partition(":")[0] for text in error.unexpected] == [
+        f"{which}/params/{leaf}" for which in source for leaf in ("kernel", "bias")
+    ]
+    for which, value in (("online", 1.0), ("ema", 2.0)):
+        (other,) = {*source} - {which}
+        rules = [convert.Rename("", which), convert.Waive(unused=f"{other}/**")]
+        tree = convert.plan(source, torch.nn.Linear(2, 3).double(), rules=rules).apply(source).tree
+        assert tree["bias"].tolist() == [value] * 3
+    error = refused(torch.nn.Linear(2, 3).double(), {"online": {"params": dense()}, "target": {"params": dense()}})
+    assert len(error.missing) == 4
+
+
+def test_several_models_find_each_other_by_their_names():
+    models = {"generator": torch.nn.Linear(2, 3).double(), "discriminator": torch.nn.Linear(3, 1).double()}
+    target = {"discriminator": {"params": dense(0.0, 3, 1)}, "generator": {"params": dense()}}
+    tree = (
+        convert.plan(ptc_torch.capture(**models, rng=False), target).apply(ptc_torch.capture(**models, rng=False)).tree
+    )
+    for name, model in models.items():
+        assert np.array_equal(tree[name]["params"]["kernel"], model.weight.detach().numpy().T)
+
+
+def test_variables_within_variables_are_one_model():
+    target = {"params": {"layers_0": dense()}, "ema": {"params": {"layers_0": dense()}}}
+    plan = convert.plan(seq(torch.nn.Linear(2, 3)), target)
+    assert {str(path) for entry in plan.entries for path in entry.targets} == {
+        "params/layers_0/kernel",
+        "params/layers_0/bias",
+    }
+
+
+@pytest.mark.parametrize("other", ["sigma", "nu"])
+@pytest.mark.parametrize("within", [False, True])
+def test_a_layer_may_be_called_as_the_moments_of_optimizers_are(other, within):
+    source = randomised(torch.nn.ModuleDict({"mu": torch.nn.Linear(2, 3), other: torch.nn.Linear(2, 3)}))
+    target = {"mu": dense(), other: dense()}
+    target = {"params": target} if within else target
+    plan = convert.plan(source, target)
+    tree = plan.apply(source).tree
+    tree = tree["params"] if within else tree
+    assert np.array_equal(tree["mu"]["kernel"], source["mu"].weight.detach().numpy().T)
+    back = convert.plan(tree, source).apply(tree).tree
+    assert all(torch.equal(back[name], tensor) for name, tensor in source.state_dict().items())
+
+
+def test_moments_of_an_optimizer_are_no_parameters_wherever_its_state_is():
+    params = {"layers_0": {"kernel": jnp.zeros((2, 3)), "bias": jnp.zeros(3)}}
+    for made in (optax.adam(0.1), optax.sgd(0.1, momentum=0.9)):
+        for tree in ((params, made.init(params)), {"model": params, "optimizer": made.init(params)}):
+            found = inventory_of(tree)
+            assert [leaf.path[1:] for leaf in found.model.leaves.values()] == [
+                Path.parse("layers_0/kernel"),
+                Path.parse("layers_0/bias"),
+            ]
+
+
+def test_layers_whose_names_differ_in_how_they_number_their_parts_stay_apart():
+    source = randomised(torch.nn.ModuleDict({"conv_1": torch.nn.Linear(2, 3)}))
+    source["conv"] = torch.nn.ModuleDict({"1": torch.nn.Linear(2, 3)})
+    randomised(source)
+    for target in (
+        {"conv_1": dense(), "conv": {"1": dense()}},
+        {"conv": {"1": dense()}, "conv_1": dense()},
+    ):
+        tree = convert.plan(source, target).apply(source).tree
+        assert np.array_equal(tree["conv_1"]["bias"], source["conv_1"].bias.detach().numpy())
+        assert np.array_equal(tree["conv"]["1"]["bias"], source["conv"]["1"].bias.detach().numpy())
+    named = convert.plan(source, "nnx").apply(source).tree
+    assert np.array_equal(named["conv_1"]["bias"], source["conv_1"].bias.detach().numpy())
+    assert np.array_equal(named["conv"][1]["bias"], source["conv"]["1"].bias.detach().numpy())
+    with pytest.raises(ptc.StructureMismatchError, match="both params/conv_1/kernel in linen: rename one"):
+        convert.plan(source, "linen")
+
+
+def test_a_name_that_may_be_two_that_are_numbered_otherwise_is_refused():
+    source = {"a.1.2.weight": normal(3, 2)}
+    target = {"a_1": {"2": {"kernel": np.zeros((2, 3))}}, "a": {"1_2": {"kernel": np.zeros((2, 3))}}}
+    with pytest.raises(ptc.StructureMismatchError, match="a/1/2 may be a_1/2 or a/1_2: say which with a rename"):
+        convert.plan(source, target)
+    rules = [convert.Rename("a.1.2", "a/1_2"), convert.Waive(missing="a_1/**")]
+    assert convert.plan(source, target, rules=rules).entries
+
+
+# Ties.
+
+
+def tied(own=torch.nn.Linear):
+    model = torch.nn.ModuleDict({"one": own(3, 3), "two": own(3, 3)}).double()
+    model["two"].weight, model["two"].bias = model["one"].weight, model["one"].bias
+    return model
+
+
+@pytest.mark.parametrize("leaf", [np.zeros, jnp.zeros, lambda shape: jax.ShapeDtypeStruct(shape, np.float64)])
+def test_leaves_of_jax_that_are_one_object_are_not_tied(leaf):
+    kernel, bias = leaf((3, 3)), leaf((3,))
+    target = {name: {"kernel": kernel, "bias": bias} for name in ("one", "two")}
+    source = randomised(torch.nn.ModuleDict({"one": torch.nn.Linear(3, 3)})).float()
+    error = refused(source, target, cast=True)
+    assert [text.partition(":")[0] for text in error.missing] == ["two/kernel", "two/bias"]
+    if leaf is np.zeros:
+        assert len(refused(target, source.double()).unexpected) == 2
+
+
+@pytest.mark.parametrize("device", ["cpu", "meta"])
+def test_names_of_one_parameter_take_one_leaf(device):
+    model = tied()
+    if device == "meta":
+        model = model.to("meta")
+        model["two"].weight, model["two"].bias = model["one"].weight, model["one"].bias
+    source = {"one": dense(5.0, 3, 3)}
+    plan = convert.plan(source, model)
+    assert [len(entry.targets) for entry in plan.entries] == [2, 2]
+    tree = plan.apply(source).tree
+    assert tree["one.weight"].tolist() == tree["two.weight"].tolist() == [[5.0] * 3] * 3
+
+
+def test_parameters_on_the_meta_device_that_only_look_alike_are_not_tied():
+    model = torch.nn.ModuleDict({"one": torch.nn.Linear(3, 3), "two": torch.nn.Linear(3, 3)}).double().to("meta")
+    assert len(refused({"one": dense(5.0, 3, 3)}, model).missing) == 2
+
+
+def test_leaves_that_are_one_parameter_of_torch_have_to_be_equal():
+    model = tied()
+    source = {"one": dense(1.0, 3, 3), "two": dense(1.0, 3, 3)}
+    plan = convert.plan(source, model)
+    assert any("they part when trained there" in note for note in plan.notes)
+    tree = plan.apply(source).tree
+    model.load_state_dict(tree)
+    assert tree["one.weight"].tolist() == tree["two.weight"].tolist() == [[1.0] * 3] * 3
+    with pytest.raises(ptc.ConversionError, match="should be equal, and are not"):
+        plan.apply({**source, "two": dense(2.0, 3, 3)})
+    forth = convert.plan(model, source)
+    made, residuals = forth.apply(model)
+    back = forth.invert().apply(made, residuals=residuals).tree
+    assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
+    made["two"]["bias"] = made["two"]["bias"] + 1
+    with pytest.raises(ptc.ConversionError, match="should be equal, and are not"):
+        forth.invert().apply(made, residuals=residuals)
+
+
+def test_an_embedding_and_the_head_that_is_tied_to_it_have_to_be_equal_on_the_way_to_torch():
+    model = torch.nn.ModuleDict({"emb": torch.nn.Embedding(5, 3), "head": torch.nn.Linear(3, 5, bias=False)}).double()
+    model["head"].weight = model["emb"].weight
+    target = {"emb": {"embedding": np.zeros((5, 3))}, "head": {"kernel": np.zeros((3, 5))}}
+    plan = convert.plan(model, target)
+    (entry,) = plan.entries
+    assert entry.operations == (Tie(2), Repeat(2), PermuteEach(((0, 1), (1, 0))))
+    assert convert.from_document(convert.to_document(plan)) == plan
+    made, residuals = plan.apply(model)
+    assert np.array_equal(made["head"]["kernel"], made["emb"]["embedding"].T)
+    back = plan.invert().apply(made, residuals=residuals).tree
+    assert all(torch.equal(back[name], tensor) for name, tensor in model.state_dict().items())
+    made["head"]["kernel"] = made["head"]["kernel"] + 1
+    for backward in (plan.invert(), convert.plan(made, model)):
+        with pytest.raises(ptc.ConversionError, match="should be equal, and are not"):
+            backward.apply(made)
+
+
+@pytest.mark.parametrize("scheme", ["linen", "nnx"])
+def test_a_layer_that_is_taken_by_its_own_name_is_no_counterpart_of_another(scheme):
+    source = torch.nn.ModuleDict({"layers_0": torch.nn.Linear(3, 3)})
+    source["layers"] = torch.nn.Sequential(torch.nn.Linear(3, 3))
+    plan = convert.plan(randomised(source), scheme)
+    paths = {str(entry.sources[0]): steps_of(entry.targets[0]) for entry in plan.entries}
+    plain = {
+        name: "/".join(path).removeprefix("params/").replace("layers/0", "layers_0") for name, path in paths.items()
+    }
+    assert plain["layers_0.weight"] == "layers_0/kernel"
+    assert plain["layers.0.weight"] == "layers/layers_0/kernel"
+
+
+def test_a_third_name_of_a_parameter_goes_with_those_that_have_leaves():
+    model = tied()
+    model["three"] = torch.nn.Linear(3, 3)
+    model["three"].weight, model["three"].bias = model["one"].weight, model["one"].bias
+    plan = convert.plan(model, {"one": dense(1.0, 3, 3), "two": dense(1.0, 3, 3)})
+    assert [(len(entry.sources), len(entry.targets)) for entry in plan.entries] == [(3, 2), (3, 2)]
 
 
 def test_between_two_frameworks_of_jax_the_way_is_by_torch():

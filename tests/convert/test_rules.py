@@ -196,7 +196,87 @@ def test_leaves_of_numbered_layers_are_stacked_in_the_order_of_their_numbers():
     assert tree["h"][:, 0].tolist() == list(map(float, range(11)))
 
 
+NUMBERS = [f"h.{i}.{j}.weight" for i in (10, 2, 0) for j in (11, 3)]
+
+
+def test_leaves_are_stacked_in_the_order_of_all_numbers_whatever_they_are_called():
+    state = {name: np.full((2,), float(number)) for number, name in enumerate(NUMBERS)}
+    expected = [float(NUMBERS.index(f"h.{i}.{j}.weight")) for i in (0, 2, 10) for j in (3, 11)]
+    rule = Convert("h.{n}.{m}.weight", "h", (Step("stack", {"axis": 0}),))
+    assert made(state, {"h": np.zeros((6, 2))}, rule)["h"][:, 0].tolist() == expected
+
+
+@pytest.mark.parametrize("pattern", ["h.*.*.weight", "h.{n}.*.weight", "{p**}.weight", "h.{n**}.weight"])
+def test_leaves_whose_order_is_not_said_are_not_stacked(pattern):
+    state = {name: np.zeros(2) for name in NUMBERS}
+    error = problems(state, {"h": np.zeros((6, 2))}, Convert(pattern, "h", (Step("stack", {"axis": 0}),)))
+    assert "their order is not said" in error.mismatched[0]
+
+
+@pytest.mark.parametrize("axis", [-1, -2])
+def test_the_axis_of_a_stack_may_be_counted_from_the_last_one(axis):
+    source = net(h=torch.nn.ModuleList(torch.nn.Linear(3, 2) for _ in range(4)))
+    expected = np.stack([layer.weight.detach().numpy().T for layer in source["h"]], axis)
+    biases = np.stack([layer.bias.detach().numpy() for layer in source["h"]], axis)
+    target = {"h": {"kernel": np.zeros(expected.shape), "bias": np.zeros(biases.shape)}}
+    plan = convert.plan(source, target, rules=[Scan("h.{n}", "h", axis=axis)])
+    tree, residuals = plan.apply(source)
+    assert np.array_equal(tree["h"]["kernel"], expected)
+    assert np.array_equal(tree["h"]["bias"], biases)
+    back = plan.invert().apply(tree, residuals=residuals).tree
+    assert all(torch.equal(back[name], tensor) for name, tensor in source.state_dict().items())
+
+
+def test_stacks_of_stacks_are_numbered_by_what_their_target_has_not():
+    source = net(s=torch.nn.ModuleList(torch.nn.ModuleList(torch.nn.Linear(3, 2) for _ in range(4)) for _ in range(2)))
+    target = {f"s{i}": {"kernel": np.zeros((4, 3, 2)), "bias": np.zeros((4, 2))} for i in range(2)}
+    tree = made(source, target, Scan("s.{i}.{j}", "s{i}"))
+    assert np.array_equal(tree["s1"]["bias"], np.stack([layer.bias.detach().numpy() for layer in source["s"][1]]))
+
+
+def test_layers_change_places_by_a_third_name():
+    source = net(a=torch.nn.Linear(2, 3), b=torch.nn.Linear(2, 3))
+    target = {"a": linear(2, 3), "b": linear(2, 3)}
+    tree = made(source, target, Rename("a", "aside"), Rename("b", "a"), Rename("aside", "b"))
+    assert np.array_equal(tree["a"]["bias"], source["b"].bias.detach().numpy())
+    assert np.array_equal(tree["b"]["bias"], source["a"].bias.detach().numpy())
+    error = problems(source, target, Rename("a", "b"), Rename("b", "a"))
+    assert "by a third name" in error.mismatched[0]
+
+
 # Mistakes.
+
+
+@pytest.mark.parametrize(
+    ("rule", "message"),
+    [
+        (Waive(), "lets nothing pass"),
+        (Scan("encoder.{i}.{j}", "x"), "which part numbers the layers is not said"),
+        (Scan("encoder.layer", "x"), "which part numbers the layers is not said"),
+    ],
+)
+def test_a_rule_that_says_nothing_is_a_mistake(rule, message):
+    assert any(message in text for text in problems(SOURCE, TARGET, rule).mismatched)
+
+
+@pytest.mark.parametrize("rule", [Waive(unused="encoder.layr.*"), Waive(missing="encoder/layr/*")])
+def test_a_waiver_that_matches_nothing_is_a_mistake(rule):
+    (text,) = problems(SOURCE, TARGET, rule).mismatched
+    assert "matches no leaf; there is encoder/layer" in text
+    # What may be left over, and is not, is no mistake.
+    assert convert.plan(SOURCE, TARGET, rules=[Waive(unused="**.bias", missing="**/bias")]).entries
+
+
+def test_a_check_that_there_is_not_is_not_waived():
+    with pytest.raises(ValueError, match="stepz cannot be waived; there is amsgrad"):
+        convert.plan(SOURCE, TARGET, rules=[Waive(check="stepz")])
+
+
+@pytest.mark.parametrize("rule", ["x", {"rename": 1}, Rename, None])
+def test_what_is_no_rule_is_refused(rule):
+    with pytest.raises(RuleError, match="is no rule"):
+        convert.plan(SOURCE, TARGET, rules=[rule])
+
 
 SOURCE = {"encoder.layer.weight": np.zeros((2, 3)), "encoder.layer.bias": np.zeros(2)}
 TARGET = {"encoder": {"layer": {"kernel": np.zeros((3, 2)), "bias": np.zeros(2)}}}

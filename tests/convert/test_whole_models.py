@@ -12,6 +12,7 @@ import pytreeckpt as ptc
 import pytreeckpt_jax as ptc_jax
 import pytreeckpt_torch as ptc_torch
 from pytreeckpt import convert
+from pytreeckpt.convert import leftovers
 from pytreeckpt.convert.leaves import array_of, leaves_of
 from pytreeckpt.convert.names import steps_of
 from tests.convert.layers_side_by_side import randomised
@@ -236,3 +237,126 @@ def test_a_batch_norm_of_equinox_does_not_take_its_statistics_for_new(mode):
     assert int(counted.init) == (2**30 if mode == "batch" else 0)
     back = convert.plan(made, torch.nn.BatchNorm1d(3).double()).apply(made).tree
     assert torch.equal(back["running_var"], ours.running_var)
+
+
+# What is lost, or never was.
+
+
+def dense(inputs, outputs):
+    return {"kernel": np.zeros((inputs, outputs)), "bias": np.zeros(outputs)}
+
+
+def test_a_bias_that_a_state_dict_lacks_is_missing_and_not_invented():
+    state = {"fc.weight": np.ones((3, 2))}
+    with pytest.raises(ptc.ConversionError) as caught:
+        convert.plan(state, {"fc": dense(2, 3)})
+    (text,) = caught.value.missing
+    assert text.startswith("fc/bias: ")
+    assert 'declare Fill("fc/bias", 0)' in text
+    made = convert.plan(state, {"fc": dense(2, 3)}, rules=[convert.Fill("fc/bias", 0)]).apply(state).tree
+    assert np.array_equal(made["fc"]["bias"], np.zeros(3))
+
+
+def test_what_was_captured_of_a_batch_norm_and_lost_is_missing():
+    tree = ptc_torch.capture(model=torch.nn.ModuleDict({"norm": torch.nn.BatchNorm1d(3)}), rng=False)
+    for name in ("weight", "running_mean", "running_var"):
+        del tree["model"]["state"][f"norm.{name}"]
+    target = {
+        "params": {"norm": {"scale": np.zeros(3, np.float32), "bias": np.zeros(3, np.float32)}},
+        "batch_stats": {"norm": {"mean": np.zeros(3, np.float32), "var": np.zeros(3, np.float32)}},
+    }
+    with pytest.raises(ptc.ConversionError) as caught:
+        convert.plan(tree, target)
+    advice = ['Fill("norm/scale", 1)', 'Fill("norm/mean", 0)', 'Fill("norm/var", 1)']
+    assert all(each in text for each, text in zip(advice, caught.value.missing, strict=True))
+
+
+def test_what_a_rule_drops_is_not_filled_again():
+    module = randomised(torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 3)}))
+    with pytest.raises(ptc.ConversionError, match=r"fc/bias"):
+        convert.plan(module, {"fc": dense(2, 3)}, rules=[convert.Drop("fc.bias")])
+
+
+def test_a_trained_bias_that_torch_has_no_place_for_is_not_dropped_in_silence():
+    module = torch.nn.ModuleDict({"fc": torch.nn.Linear(2, 3, bias=False)}).double()
+    plan = convert.plan({"fc": dense(2, 3)}, module)
+    assert plan.apply({"fc": dense(2, 3)}).tree["fc.weight"].shape == (3, 2)
+    with pytest.raises(ptc.ConversionError, match=r"other values than 0"):
+        plan.apply({"fc": {**dense(2, 3), "bias": np.full(3, 7.0)}})
+
+
+class Plus(torch.nn.RMSNorm):
+    def forward(self, x):
+        return torch.nn.functional.rms_norm(x, self.normalized_shape, 1 + self.weight, self.eps)
+
+
+class Same(torch.nn.RMSNorm):
+    pass
+
+
+def test_a_class_with_a_forward_of_its_own_is_noted():
+    target = {"norm": {"scale": np.zeros(3)}}
+    for cls, expected in ((Plus, 1), (Same, 0)):
+        module = randomised(torch.nn.ModuleDict({"norm": cls(3)}))
+        for source in (module, ptc_torch.capture(model=module, rng=False)):
+            notes = [note for note in convert.plan(source, target).notes if note.startswith("forward:")]
+            assert len(notes) == expected
+            assert all("Plus" in note and "torch.nn.RMSNorm" in note and note.endswith("(norm)") for note in notes)
+
+
+def test_a_class_that_a_rule_declares_to_be_of_a_kind_is_not_noted():
+    module = randomised(torch.nn.ModuleDict({"norm": Plus(3)}))
+    notes = convert.plan(module, {"norm": {"scale": np.zeros(3)}}, rules=[convert.Kind("norm", "RMSNorm")]).notes
+    assert not any(note.startswith("forward:") for note in notes)
+
+
+# What an error says.
+
+
+def test_the_model_itself_is_called_so():
+    with pytest.raises(ptc.ConversionError) as caught:
+        convert.plan(randomised(torch.nn.Linear(2, 3)), dense(2, 4))
+    (text,) = caught.value.mismatched
+    assert text.startswith("the model itself, to the model itself: kernel (in, out): weight of [3, 2]")
+
+
+def test_of_a_layer_that_does_not_fit_what_is_within_is_not_said_to_be_left_over():
+    module = randomised(torch.nn.ModuleDict({"attention": torch.nn.MultiheadAttention(4, 2, add_zero_attn=True)}))
+    heads = {name: {"kernel": np.zeros((4, 2, 2)), "bias": np.zeros((2, 2))} for name in ("query", "key", "value")}
+    target = {"attention": {**heads, "out": {"kernel": np.zeros((2, 2, 4)), "bias": np.zeros(4)}}}
+    with pytest.raises(ptc.ConversionError) as caught:
+        convert.plan(module, target)
+    assert len(caught.value.mismatched) == 1
+    assert caught.value.unexpected == caught.value.missing == ()
+
+
+def test_close_names_are_looked_for_as_often_as_anyone_reads_them(monkeypatch):
+    asked = []
+    found = leftovers.close_names
+    monkeypatch.setattr(leftovers, "close_names", lambda *given: asked.append(given) or found(*given))
+    state = {
+        f"h.{i}.fc.{name}": np.ones((3, 2)[: 2 - (name == "bias")]) for i in range(150) for name in ("weight", "bias")
+    }
+    with pytest.raises(ptc.ConversionError) as caught:
+        convert.plan(
+            state, {f"x_h_{i}": {"fc": dense(2, 3)} for i in range(150)}, rules=[convert.Kind("**.fc", "Linear")]
+        )
+    assert len(caught.value.unexpected) == len(caught.value.missing) == 300
+    # No more than an error shows of each kind; and among layers once each, not once for each leaf.
+    searches = [candidates for _, candidates in asked if candidates]
+    assert len(searches) == 80
+    assert all(len(candidates) == len(set(candidates)) for candidates in searches)
+
+
+def test_planning_needs_no_memory_for_weights():
+    big = 1 << 18
+    source = torch.nn.ModuleDict({"words": torch.nn.Embedding(big, big, device="meta")})
+    state = dict(source.state_dict())
+    target = {"words": {"embedding": jax.ShapeDtypeStruct((big, big), jnp.float32)}}
+    for given in (source, state):
+        (entry,) = convert.plan(given, target).entries
+        assert entry.operations == ()
+    linear = {"words.weight": state["words.weight"]}
+    with pytest.raises(ptc.ConversionError) as caught:
+        convert.plan(linear, {"words": {"kernel": target["words"]["embedding"]}})
+    assert "admits 2 layouts" in caught.value.ambiguous[0]

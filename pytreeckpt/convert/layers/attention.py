@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from pytreeckpt.convert.layers.sides import check_kind, flax_name, integer
+from pytreeckpt.convert.layers.sides import check_kind, flax_name, integer, is_without
 from pytreeckpt.convert.layers.variants import Move, Side, Variant
 from pytreeckpt.convert.operations import Operations, Permute, Reshape, Split
 from pytreeckpt.geometry import Shape
@@ -57,7 +57,7 @@ def flax_attention(torch: Side, other: Side) -> Sequence[Variant]:
         ),
         *([Move(("out_proj/bias",), ("out/bias",))] if "out_proj/bias" in torch.shapes else []),
     )
-    fills = {} if "in_proj_bias" in torch.shapes else {name: 0.0 for name in _BIASES if name in other.shapes}
+    fills = _filled_biases(torch, other, _BIASES)
     notes = _notes(torch, other, flax_name(other, "MultiHeadDotProductAttention", "MultiHeadAttention"), heads)
     return (Variant(f"{heads} heads", moves, fills=fills, notes=notes),)
 
@@ -100,6 +100,17 @@ def _projections(
     )
 
 
+def _filled_biases(torch: Side, other: Side, names: Sequence[str]) -> dict[str, float]:
+    """Biases that only the other layer has; that of torch's output projection is a leaf of its own."""
+    return {
+        name: 0.0
+        for name in names
+        if name in other.shapes
+        and is_without(torch, "in_proj_bias")
+        and (not name.startswith("out") or "out_proj/bias" not in torch.shapes)
+    }
+
+
 def _biases(torch: Side, features: int, targets: Sequence[str], operations: Operations) -> tuple[Move, ...]:
     if "in_proj_bias" not in torch.shapes:
         return ()
@@ -136,7 +147,7 @@ def equinox_attention(torch: Side, other: Side) -> Sequence[Variant]:
         *([Move(("out_proj/bias",), ("output_proj/bias",))] if "out_proj/bias" in torch.shapes else []),
     )
     names = [f"{part}_proj/bias" for part in (*_PARTS, "output")]
-    fills = {} if "in_proj_bias" in torch.shapes else {name: 0.0 for name in names if name in other.shapes}
+    fills = _filled_biases(torch, other, names)
     return (Variant("projections apart", moves, fills=fills, notes=_equinox_notes(torch, other, heads)),)
 
 

@@ -52,12 +52,18 @@ def flax_batch_norm(torch: Side, other: Side) -> Sequence[Variant]:
 
 
 def _batch_norm(
-    torch: Side, name: str, moves: tuple[Move, ...], fills: dict[str, float], notes: tuple[str, ...]
+    torch: Side,
+    name: str,
+    moves: tuple[Move, ...],
+    fills: dict[str, float],
+    notes: tuple[str, ...],
+    *,
+    count: str = "",
 ) -> Sequence[Variant]:
     if not moves and not fills:
         return ()
     drops = {leaf: reason for leaf, reason in _COUNT.items() if leaf in torch.shapes}
-    return (Variant(name, moves, drops, fills, notes),)
+    return (Variant(name, moves, drops, fills, notes, frozenset([count]) & fills.keys()),)
 
 
 def _momentum(torch: Side, other: Side, layer: str) -> tuple[str, ...]:
@@ -114,7 +120,7 @@ def equinox_batch_norm(torch: Side, other: Side) -> Sequence[Variant]:
             *_training_notes(torch, "give inference=False in evaluation too"),
             *_equinox_mode_notes(mode, is_filled=count in fills),
         )
-        variants += _batch_norm(torch, f"mode {mode!r}", moves, fills, notes)
+        variants += _batch_norm(torch, f"mode {mode!r}", moves, fills, notes, count=count)
     if tracked and not variants:
         raise ValueError(
             "its running statistics are in an equinox.nn.State: give the model as it is made, without "

@@ -6,7 +6,7 @@ BatchNorm.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pytreeckpt.convert.layers.sides import (
@@ -22,7 +22,7 @@ from pytreeckpt.convert.layers.sides import (
     size_of,
 )
 from pytreeckpt.convert.layers.variants import Move, Side, Variant
-from pytreeckpt.convert.operations import Reshape
+from pytreeckpt.convert.operations import Operations, Permute, Reshape
 from pytreeckpt.geometry import Shape
 
 FLAX_NAMES: Final = {"weight": "scale", "bias": "bias"}
@@ -30,21 +30,48 @@ EQUINOX_NAMES: Final = {"weight": "weight", "bias": "bias"}
 _NEUTRAL: Final = {"weight": 1.0, "bias": 0.0}
 
 
-def affine_moves(torch: Side, other: Side, names: dict[str, str]) -> tuple[Move, ...]:
-    """Weight and bias, in the shape that they have there."""
+def affine_moves(
+    torch: Side, other: Side, names: Mapping[str, str], *, channels_last: bool = False
+) -> tuple[Move, ...]:
+    """Weight and bias; on one axis, if they are so there. `channels_last`: with torch's first axis as the last one."""
     moves: list[Move] = []
     for source, target in names.items():
         shape: Shape = torch.shapes.get(source, ())
-        there = other.shapes.get(target, shape)
-        if not other.shapes and scheme_of(other) == "nnx":
-            # It has one axis for all features.
-            there = (size_of(shape),)
-        reshaped = there != shape and size_of(there) == size_of(shape)
-        moves += moved(torch, source, target, (Reshape(shape, there),) if reshaped else ())
+        operations: Operations = ()
+        if channels_last and len(shape) > 1:
+            operations = (Permute((*range(1, len(shape)), 0)),)
+            shape = (*shape[1:], shape[0])
+        there = _there(other, target, shape)
+        # Only what leaves all items in their order: other shapes do not say what has become of the axes.
+        if there != shape and size_of(there) == size_of(shape) and (len(there) == 1 or _squeezed(there) == shape):
+            operations = (*operations, Reshape(shape, there))
+        moves += moved(torch, source, target, operations)
     return tuple(moves)
 
 
-def affine_fills(torch: Side, other: Side, names: dict[str, str]) -> dict[str, float]:
+def _there(other: Side, target: str, shape: Shape) -> Shape:
+    """The shape of a leaf of the other layer. If that is only named, it is torch's, but that nnx has one axis."""
+    if not other.shapes and scheme_of(other) == "nnx":
+        return (size_of(shape),)
+    return other.shapes.get(target, shape)
+
+
+def _squeezed(shape: Shape) -> Shape:
+    return tuple(extent for extent in shape if extent != 1)
+
+
+def _affine_layouts(torch: Side, other: Side, names: Mapping[str, str], name: str) -> dict[str, tuple[Move, ...]]:
+    """For a layer over several axes, which may be an image with its channels first: as they are, or channels last."""
+    layouts = {name: affine_moves(torch, other, names)}
+    shape = next((torch.shapes[source] for source in names if source in torch.shapes), ())
+    there = next((_there(other, target, shape) for source, target in names.items() if source in torch.shapes), ())
+    # Two axes are mostly those of a sequence, which is no image; if they are equal, nothing would tell.
+    if len(shape) > 2 or (len(shape) == 2 and there == shape[::-1] != shape):
+        layouts[f"{name}, channels last"] = affine_moves(torch, other, names, channels_last=True)
+    return layouts
+
+
+def affine_fills(torch: Side, other: Side, names: Mapping[str, str]) -> dict[str, float]:
     """What stands for a weight or bias that only the other layer has: it changes nothing."""
     return filled(torch, other, {source: (target, _NEUTRAL[source]) for source, target in names.items()})
 
@@ -59,13 +86,15 @@ def epsilon_notes(torch: Side, other: Side, layer: str, name: str, default: floa
 
 
 def flax_layer_norm(torch: Side, other: Side) -> Sequence[Variant]:
-    """`torch.nn.LayerNorm`, with or without weight and bias; several axes as they are or, in nnx, as one."""
+    """`torch.nn.LayerNorm`, with or without weight and bias; several axes as they are or with the first one last, and
+    as one in nnx.
+    """
     check_kind(torch, other, "LayerNorm")
-    moves = affine_moves(torch, other, FLAX_NAMES)
     layer = flax_name(other, "LayerNorm")
-    axes = _flax_axes(torch, other, layer)
-    notes = (*epsilon_notes(torch, other, layer, "epsilon", 1e-6), *axes)
-    return _variant("scale and bias", moves, affine_fills(torch, other, FLAX_NAMES), notes)
+    notes = (*epsilon_notes(torch, other, layer, "epsilon", 1e-6), *_flax_axes(torch, other, layer))
+    fills = affine_fills(torch, other, FLAX_NAMES)
+    layouts = _affine_layouts(torch, other, FLAX_NAMES, "scale and bias")
+    return [each for name, moves in layouts.items() for each in _variant(name, moves, fills, notes)]
 
 
 def _variant(
@@ -97,7 +126,9 @@ def flax_rms_norm(torch: Side, other: Side) -> Sequence[Variant]:
     names = {"weight": "scale"}
     layer = flax_name(other, "RMSNorm")
     notes = (*epsilon_notes(torch, other, layer, "epsilon", 1e-6), *_flax_axes(torch, other, layer))
-    return _variant("scale", affine_moves(torch, other, names), affine_fills(torch, other, names), notes)
+    fills = affine_fills(torch, other, names)
+    layouts = _affine_layouts(torch, other, names, "scale")
+    return [each for name, moves in layouts.items() for each in _variant(name, moves, fills, notes)]
 
 
 def equinox_rms_norm(torch: Side, other: Side) -> Sequence[Variant]:

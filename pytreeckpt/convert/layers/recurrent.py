@@ -25,7 +25,7 @@ from pytreeckpt.convert.layers.cells import (
     Cell,
     TorchCell,
 )
-from pytreeckpt.convert.layers.sides import check_kind, number, scheme_of
+from pytreeckpt.convert.layers.sides import check_kind, is_without, number, scheme_of
 from pytreeckpt.convert.layers.variants import Layout, Move, Side, Variant
 
 _LEAF: Final = re.compile(r"weight_ih_l(0|[1-9][0-9]{0,3})(_reverse)?")
@@ -102,8 +102,9 @@ def _recurrent(torch: Side, other: Side, family: _Family) -> Sequence[Variant]:
                 for slot, prefix in zip(slots, prefixes, strict=True)
                 for move in cell.moves(slot.cell)
             ]
-            zeros = [f"{prefix}{name}" for prefix in prefixes for name in cell.zeros if not slots[0].cell.biases]
-            fills = {name: 0.0 for name in zeros if name in other.shapes}
+            # `bias` is an option of these layers, and the name of none of their leaves.
+            zeros = [f"{prefix}{name}" for prefix in prefixes for name in cell.zeros if is_without(torch, "bias")]
+            fills = {name: 0.0 for name in zeros if name in other.shapes and not slots[0].cell.biases}
             variants.append(Variant(f"{cell.name}{why}", tuple(moves), {}, fills, _notes(torch, family)))
     return variants
 

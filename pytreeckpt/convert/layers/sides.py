@@ -157,12 +157,30 @@ def moved(torch: Side, source: str, target: str, operations: Operations = ()) ->
     return (Move((source,), (target,), operations),) if source in torch.shapes else ()
 
 
+# The options of torch's layers that leave parameters or statistics out, by the names of these.
+_LEFT_OUT_BY: Final[Mapping[str, tuple[str, ...]]] = {
+    "weight": ("affine", "elementwise_affine"),
+    "bias": ("affine", "elementwise_affine"),
+    "running_mean": ("track_running_stats",),
+    "running_var": ("track_running_stats",),
+}
+
+
+def is_without(torch: Side, leaf: str) -> bool:
+    """Whether a layer is known to have been made without a leaf: one that merely is not there may be lost."""
+    if leaf in torch.shapes:
+        return False
+    # No RMSNorm has a bias.
+    never = leaf == "bias" and torch.kind == "torch.nn.RMSNorm" and bool(torch.config)
+    return never or any(torch.config.get(name) is False for name in (leaf, *_LEFT_OUT_BY.get(leaf, ())))
+
+
 def filled(torch: Side, other: Side, values: Mapping[str, tuple[str, float]]) -> dict[str, float]:
-    """What stands for leaves that only the other layer has. `values`: by the torch leaf that it would come from, its
-    name and the value which changes nothing.
+    """What stands for leaves that torch's layer was made without, and the other has. `values`: by the torch leaf that
+    it would come from, its name and the value which changes nothing.
     """
     return {
-        name: value for source, (name, value) in values.items() if source not in torch.shapes and name in other.shapes
+        name: value for source, (name, value) in values.items() if is_without(torch, source) and name in other.shapes
     }
 
 

@@ -72,6 +72,7 @@ def flax_spectral_norm(wrapped: Wrapped, variant: Variant, names: Sequence[str])
         moves=(*variant.moves, Move((names[1],), (u,), (Reshape((width,), (1, width)),))),
         drops={**variant.drops, names[2]: "Flax computes v from u each time"},
         fills={**variant.fills, **({sigma: 1.0} if sigma in wrapped.other.shapes else {})},
+        unread=variant.unread | {sigma},
         notes=(*variant.notes, *notes),
     )
 

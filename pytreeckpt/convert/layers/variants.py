@@ -43,7 +43,8 @@ class Variant:
     """One layout: its name for people, the moves, and what has no place there.
 
     `drops`: leaves of the torch layer that the other framework does not have, with the reason; they are kept as
-    residuals. `fills`: leaves of the other layer that torch does not have, with the value that stands for that.
+    residuals. `fills`: leaves of the other layer that torch's was made without, with the value that stands for that;
+    `unread`: those of them that are no values of the model, but counts and the like, and may have any on the way back.
     `notes`: what the program has to see to for both layers to compute the same.
     """
 
@@ -52,6 +53,7 @@ class Variant:
     drops: Mapping[str, str] = field(default_factory=dict)
     fills: Mapping[str, float] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    unread: frozenset[str] = frozenset()
 
 
 Layout = Callable[[Side, Side], Sequence[Variant]]

@@ -67,7 +67,12 @@ def _outside(variant: Variant, weight: str, prefix: str) -> Variant:
         )
         for move in variant.moves
     )
-    return replace(variant, moves=moves, fills={f"{prefix}{name}": value for name, value in variant.fills.items()})
+    return replace(
+        variant,
+        moves=moves,
+        fills={f"{prefix}{name}": value for name, value in variant.fills.items()},
+        unread=frozenset(f"{prefix}{name}" for name in variant.unread),
+    )
 
 
 def wrapper_leaf(wrapped: Wrapped, variant: Variant, ending: str, nnx: str, *, nothing: str) -> str:

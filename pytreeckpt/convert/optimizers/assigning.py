@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from pytreeckpt.convert.optimizers.draft import Draft, Member
+from pytreeckpt.convert.optimizers.draft import EARLY_TRACE, LATE_TRACE, Draft, Member
+from pytreeckpt.convert.optimizers.inferring import IDLE_OPTIONS
 from pytreeckpt.convert.optimizers.moments import (
     Move,
     drop_entry,
@@ -18,9 +19,6 @@ from pytreeckpt.convert.optimizers.optax_states import OptaxState, position_in_c
 from pytreeckpt.convert.optimizers.table import Slot, State, fields_of
 from pytreeckpt.convert.records import Entry, Leaf
 from pytreeckpt.paths import Path
-
-_ANY_VALUE = frozenset(["foreach", "fused", "capturable", "differentiable", "initial_lr"])
-"""Options that change no value, or that only a scheduler reads."""
 
 
 def assign(
@@ -86,7 +84,7 @@ def differences(a: Member, b: Member, *, waived: Sequence[str]) -> list[str]:
     ours, theirs = a.parameter.group.options, b.parameter.group.options
     names = dict.fromkeys([*ours, *theirs])
     return [
-        name for name in names if name not in _ANY_VALUE and name not in waived and ours.get(name) != theirs.get(name)
+        name for name in names if name not in IDLE_OPTIONS and name not in waived and ours.get(name) != theirs.get(name)
     ]
 
 
@@ -154,7 +152,17 @@ def _move(
             # There is none of the other state: that is told already.
             return
         placement = _is_late(draft, chosen[0], places)
+        if placement and not slot.late_scale:
+            draft.problem(
+                "the learning rate is 0 now, and a trace behind it would lose what it has accumulated: put it before "
+                f"the learning rate, as in {members[0].row.recipe(members[0].parameter.group.options)}",
+                *map(str, entry.targets),
+            )
+            placement = None
         if placement is None:
+            # Why is told, once.
+            draft.used.update(leaf.path for leaf in sources)
+            draft.reached.update(leaf.path for leaf in targets)
             return
         scale *= slot.late_scale if placement else 1.0
     reason = f"{slot.torch} of {kind} is {slot.optax} of optax"
@@ -162,7 +170,11 @@ def _move(
 
 
 def _is_late(draft: Draft, main: Sequence[OptaxState], trace: Sequence[OptaxState]) -> bool | None:
-    """Whether a trace comes after the learning rate: after more than the state before it. None if that is not plain."""
+    """Whether a trace comes after the learning rate; None if that is not plain.
+
+    Directly behind the state that it is with, there is no room for a rate. With another transformation in between,
+    which has no state to tell what it is (a rate, a clip, a decay), it is as the caller says.
+    """
     late: set[bool] = set()
     for ours, theirs in zip(main, trace, strict=False):
         before, after = position_in_chain(ours.path), position_in_chain(theirs.path)
@@ -172,11 +184,19 @@ def _is_late(draft: Draft, main: Sequence[OptaxState], trace: Sequence[OptaxStat
                 f"one optax.chain with {ours.path}, behind it"
             )
             return None
-        late.add(after > before + 1)
+        is_late = after > before + 1 and LATE_TRACE in draft.waive
+        if after > before + 1 and not is_late and EARLY_TRACE not in draft.waive:
+            draft.problem(
+                f"the trace at {theirs.path} comes after another transformation than that at {ours.path}, which may be "
+                f"the learning rate, as in optax.rmsprop, and may be not; Waive(check={LATE_TRACE!r}) says that the "
+                f"trace comes after the learning rate, and Waive(check={EARLY_TRACE!r}) that it comes before it"
+            )
+            return None
+        late.add(is_late)
         draft.note(
-            f"the trace at {theirs.path} comes after another transformation than that at {ours.path}, which is taken "
-            "for the learning rate: its values are multiplied by -lr, and lr is to stay as it is"
-            if after > before + 1
+            f"the trace at {theirs.path} comes after the learning rate: its values are multiplied by -lr, and lr is to "
+            "stay as it is"
+            if is_late
             else f"the trace at {theirs.path} comes before the learning rate"
         )
     if len(late) != 1:

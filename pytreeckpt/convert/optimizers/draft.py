@@ -18,11 +18,13 @@ from pytreeckpt.convert.records import Entry, Inventory, Leaf, Name
 from pytreeckpt.geometry import Shape
 from pytreeckpt.paths import DictKey, Path
 
-WAIVERS: Final = ("amsgrad", "steps", "groups")
+EARLY_TRACE: Final = "early-trace"
+LATE_TRACE: Final = "late-trace"
+WAIVERS: Final = ("amsgrad", "steps", "groups", EARLY_TRACE, LATE_TRACE)
 """What may be waived: that AMSGrad is not the same in optax; that the steps of parameters differ, of which the first is
-taken; that parameters with different options are in one state of optax.
+taken; that parameters with different options are in one state of optax; that nothing tells whether a trace of RMSprop
+comes before the learning rate, or after it.
 """
-
 
 _STEP_DTYPE: Final = np.dtype(np.float32)
 

@@ -110,7 +110,9 @@ def find_states(target: Inventory, fields: Collection[str]) -> FoundStates:
     problems: list[str] = []
     for path, slots in nodes.items():
         found = candidates[path]
-        for narrower in (found & decided, found & {model}):
+        # States are of parameters: an average of them, a collection beside them, is not what was optimised.
+        optimised = {prefix for prefix in found if not _is_of_buffers(prefix, slots, shapes, target.model.buffers)}
+        for narrower in (optimised, found & decided, found & {model}):
             found = narrower if len(found) > 1 and narrower else found
         if len(found) != 1:
             first = ", ".join("/".join(each) or "the root" for each in sorted(found)[:3])
@@ -129,6 +131,12 @@ def find_states(target: Inventory, fields: Collection[str]) -> FoundStates:
             )
         )
     return FoundStates(tuple(states), tuple(problems), children)
+
+
+def _is_of_buffers(
+    prefix: Name, slots: Mapping[str, Mapping[Name, Leaf]], shapes: Mapping[Name, Leaf], buffers: Collection[Name]
+) -> bool:
+    return all(shapes[(*prefix, *rest)].name in buffers for each in slots.values() for rest in each)
 
 
 def _nearest(prefixes: Collection[Name], near: Name) -> list[Name]:

@@ -12,7 +12,7 @@ from typing import Final
 
 from pytreeckpt.convert.leaves import values_by_path
 from pytreeckpt.convert.optimizers.assigning import assign, differences, fill_others
-from pytreeckpt.convert.optimizers.draft import WAIVERS, Draft, Member, OptimizerPlan, listed
+from pytreeckpt.convert.optimizers.draft import EARLY_TRACE, LATE_TRACE, WAIVERS, Draft, Member, OptimizerPlan, listed
 from pytreeckpt.convert.optimizers.optax_states import OptaxState, find_states, without_variables
 from pytreeckpt.convert.optimizers.recipe import Recipe
 from pytreeckpt.convert.optimizers.rest import plan_rest, roots_of
@@ -48,11 +48,13 @@ def plan_optimizers(
     optimizers had states of all their parameters, for the way back into one that has made no step and has none yet.
     `rows`: the optimizers that are known, for one to add one's own: `(*ROWS, Row("mine.Optimizer", …))`.
 
-    Raises `ValueError` for a waiver that there is not.
+    Raises `ValueError` for a waiver that there is not, and for two that contradict each other.
     """
     unknown = sorted(set(waive) - set(WAIVERS))
     if unknown:
         raise ValueError(f"{', '.join(unknown)} cannot be waived; there is {', '.join(WAIVERS)}")
+    if {EARLY_TRACE, LATE_TRACE} <= set(waive):
+        raise ValueError(f"a trace comes before the learning rate or after it: waive {EARLY_TRACE} or {LATE_TRACE}")
     found = find_optimizers(source, order=parameter_order)
     bare = without_variables(target.rest)
     target = replace(target, rest={path: target.rest[whole] for path, whole in bare.items()})
@@ -153,8 +155,15 @@ def _members(draft: Draft, optimizers: Sequence[Optimizer], rows: Mapping[str, R
 def _refusal(optimizer: Optimizer, rows: Mapping[str, Row]) -> str:
     there = ", ".join(rows)
     if optimizer.kind is None:
+        others = ", ".join(map(repr, optimizer.foreign))
+        what = (
+            f" (its options {others} are none of torch's optimizers': take them out of its groups if they change no "
+            "update)"
+            if others
+            else ""
+        )
         return (
-            "nothing tells which optimizer this is: a state dict of torch does not name its class; save with "
+            f"nothing tells which optimizer this is{what}: a state dict of torch does not name its class; save with "
             "pytreeckpt_torch.capture(model=…, optimizer=…), which does"
         )
     if optimizer.kind in REFUSED:

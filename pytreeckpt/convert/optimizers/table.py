@@ -244,37 +244,6 @@ REFUSED: Final[Mapping[str, str]] = {
 }
 """The optimizers of torch that are not, and why."""
 
-_SIGNATURES: Final = (
-    ("torch.optim.NAdam", ("betas", "momentum_decay"), ("step", "mu_product", "exp_avg", "exp_avg_sq")),
-    ("torch.optim.LBFGS", ("history_size", "tolerance_change"), None),
-    ("torch.optim.Adafactor", ("beta2_decay",), None),
-    ("torch.optim.Muon", ("ns_steps",), ("momentum_buffer",)),
-    ("torch.optim.Rprop", ("etas", "step_sizes"), ("step", "prev", "step_size")),
-    ("torch.optim.ASGD", ("lambd", "t0"), ("step", "eta", "mu", "ax")),
-    ("torch.optim.SGD", ("momentum", "dampening", "nesterov", "weight_decay"), ("momentum_buffer",)),
-    ("torch.optim.Adagrad", ("lr_decay", "initial_accumulator_value", "eps"), ("step", "sum")),
-    ("torch.optim.RMSprop", ("alpha", "centered", "momentum"), ("step", "square_avg", "grad_avg", "momentum_buffer")),
-    ("torch.optim.Adadelta", ("rho", "eps"), ("step", "square_avg", "acc_delta")),
-    ("torch.optim.Adam", ("betas", "eps", "amsgrad"), ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq")),
-    ("torch.optim.RAdam", ("betas", "eps", "decoupled_weight_decay"), ("step", "exp_avg", "exp_avg_sq")),
-)
-"""Options that an optimizer has, and all that it keeps of a parameter (None: whatever it is)."""
-
-
-def kind_of(options: Options, keys: frozenset[str]) -> str | None:
-    """The optimizer that has these options and keeps these states, where nothing names its class; None if that is not
-    plain: SparseAdam, Adamax and others share their options.
-
-    torch's own state dicts do not say it. Adam and AdamW differ in `decoupled_weight_decay` alone.
-    """
-    if keys == frozenset(["step", "exp_avg", "exp_inf"]):
-        return "torch.optim.Adamax"
-    for kind, wanted, kept in _SIGNATURES:
-        if options.keys() >= set(wanted) and (kept is None or keys <= set(kept)):
-            is_adamw = kind == "torch.optim.Adam" and options.get("decoupled_weight_decay")
-            return "torch.optim.AdamW" if is_adamw else kind
-    return None
-
 
 def with_defaults(kind: str, options: Options) -> Options:
     """The options with torch's defaults for those that an older torch did not store."""

@@ -15,7 +15,8 @@ from typing import Any, Final
 
 from pytreeckpt.convert.leaves import array_of, leaves_of
 from pytreeckpt.convert.names import steps_of
-from pytreeckpt.convert.optimizers.table import kind_of, with_defaults
+from pytreeckpt.convert.optimizers.inferring import foreign_options, kind_of
+from pytreeckpt.convert.optimizers.table import with_defaults
 from pytreeckpt.convert.optimizers.torch_names import (
     Named,
     captured_names,
@@ -64,7 +65,8 @@ class Optimizer:
     """An optimizer: where it is, its class (None if nothing tells it), its groups and parameters.
 
     `shared`: what it keeps of no parameter, such as the history of LBFGS. `inferred`: whether its class is told by its
-    options and states, because nothing names it.
+    options and states, because nothing names it; `foreign`: the options that then keep it from being told, for they
+    are not those of the class of torch that has the others.
     """
 
     path: Path
@@ -73,6 +75,7 @@ class Optimizer:
     parameters: tuple[Parameter, ...]
     shared: tuple[Path, ...] = ()
     inferred: bool = False
+    foreign: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -218,13 +221,18 @@ def _optimizer(
         shared.append(path)
     kind = value_at(source.tree, Path((*root, DictKey("class"))))
     inferred = not isinstance(kind, str)
+    foreign: tuple[str, ...] = ()
     if inferred:
         keys = frozenset(key for each in slots.values() for key in each)
-        kind = next((each for group in groups if (each := kind_of(group.options, keys)) is not None), None)
+        found_kinds = [kind_of(group.options, keys) for group in groups]
+        # One group with options of its own makes another optimizer of all.
+        kind = next(iter(found_kinds), None) if None not in found_kinds else None
+        if kind is None:
+            foreign = tuple(dict.fromkeys(name for group in groups for name in foreign_options(group.options, keys)))
     known = tuple(replace(group, options=with_defaults(kind or "", group.options)) for group in groups)
     parameters = tuple(
         Parameter(member.text, None if leaf is None else leaf.path, group, member.state, slots[member.state])
         for group, of_group, leaves in zip(known, members, found, strict=True)
         for member, leaf in zip(of_group, leaves, strict=True)
     )
-    return Optimizer(root, kind, known, parameters, tuple(shared), inferred)
+    return Optimizer(root, kind, known, parameters, tuple(shared), inferred, foreign)
