@@ -115,7 +115,8 @@ class Fill:
 @dataclass(frozen=True, slots=True)
 class Waive:
     """What may be left over: leaves of the source that go nowhere (`unused`), leaves of the target that nothing comes
-    to (`missing`). `check`: what of an optimizer may differ: "amsgrad", "steps" or "groups".
+    to (`missing`). `check`: what of an optimizer may differ: "amsgrad", "steps" or "groups"; or what is meant by a
+    trace of RMSprop: "early-trace" or "late-trace", before or after the learning rate.
     """
 
     unused: str | None = None

@@ -1019,7 +1019,11 @@ def test_all_that_does_not_fit_is_in_one_error():
     assert {line.partition(":")[0].partition("/")[0] for line in lines} == set(MISFITS)
 
 
-@pytest.mark.parametrize("tree", [{}, {"model": {}}, [1], None, {"training": 3}, nn.Linear(1, 1).state_dict()], ids=str)
+@pytest.mark.parametrize(
+    "tree",
+    [{}, {"model": {}}, [1], None, {"training": 3}, nn.Linear(1, 1).state_dict()],
+    ids=["nothing", "a model", "a list", "None", "no header", "a state dict"],
+)
 def test_a_tree_that_was_not_captured_is_told_from_one_that_was(tree):
     with pytest.raises(StructureMismatchError, match="was not made by capture"):
         ptt.restore_into(tree, model=nn.Linear(1, 1))
