@@ -142,6 +142,7 @@ def _unknown(rule: Kind) -> str | None:
 def idle_text(rule: str, pattern: str, what: str, names: Sequence[Name]) -> str:
     """That a rule matches nothing, and what there is."""
     literal = tuple(step for step in pattern.replace("/", ".").split(".") if "*" not in step and "{" not in step)
-    close = close_names(literal, names)
+    # The model itself has no name to tell.
+    close = close_names(literal, [name for name in names if name]) if literal else []
     hint = f"; there is {', '.join(close)}" if close else ""
     return f"the rule {rule} matches no {what}{hint}"

@@ -14,9 +14,9 @@ import numpy as np
 
 from pytreeckpt.dtypes import Descriptor, describe, parse
 from pytreeckpt.errors import PytreeckptError
+from pytreeckpt.index import MAX_RANK
 from pytreeckpt.interop.pickle_values import UNFIT, Global, Instance, Ledger
 
-MAX_RANK: Final = 64
 _TYPE_CODE: Final = re.compile(r"([biufcSUVMmO])([0-9]{0,10})|\?", re.ASCII)
 _NUMBERS: Final[Mapping[str, str]] = {
     "b1": "bool",

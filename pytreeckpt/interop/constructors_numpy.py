@@ -16,11 +16,13 @@ import numpy as np
 from pytreeckpt.dtypes import describe
 from pytreeckpt.errors import CorruptionError, UnsupportedTypeError
 from pytreeckpt.expand import object_array, string_array
+from pytreeckpt.index import MAX_RANK
 from pytreeckpt.interop.constructors import PYTHON
-from pytreeckpt.interop.constructors_dtypes import MAX_RANK, dtype_of, string_dtype_of
+from pytreeckpt.interop.constructors_dtypes import dtype_of, string_dtype_of
 from pytreeckpt.interop.foreign import ForeignArray, contiguous_strides, strided
 from pytreeckpt.interop.pickle_values import UNFIT, Finish, Global, Instance, Ledger, Span, Vocabulary
-from pytreeckpt.objects import REGISTERED, ClassKind, ObjectType, Record, fields_of, record_expansion
+from pytreeckpt.interop.registered import registered
+from pytreeckpt.objects import ClassKind, ObjectType, Record, fields_of, record_expansion
 from pytreeckpt.reading import BytesSource, RangedSource
 
 _OBJECT: Final = np.dtype(object)
@@ -172,8 +174,7 @@ def _into_jax(instance: Instance) -> None:
 def _jax_array(instance: Instance, _ledger: Ledger) -> object:
     match instance.args:
         case (ForeignArray() as array, {"weak_type": bool(weak)}) if not instance.states:
-            class_kind, fields = REGISTERED["jax.Array"]
-            return Record(ObjectType(class_kind, "jax.Array", fields or ()), (array, weak))
+            return registered("jax.Array", array, weak)
     return UNFIT
 
 

@@ -26,6 +26,7 @@ from pytreeckpt.interop.constructors_torch_kinds import (
 )
 from pytreeckpt.interop.foreign import Change, ForeignArray, Piece
 from pytreeckpt.interop.pickle_values import UNFIT, Finish, Global, Instance, Ledger, Vocabulary
+from pytreeckpt.interop.registered import registered
 from pytreeckpt.interop.torch_storages import (
     DTYPE_NAMES,
     NUMPY_OF,
@@ -38,7 +39,6 @@ from pytreeckpt.interop.torch_tensors import (
     exactly,
     fields_in,
     name_of,
-    registered,
     storage_of,
     tensor,
     whole_storage,

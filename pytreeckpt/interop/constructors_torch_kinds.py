@@ -16,6 +16,7 @@ from typing import Final
 
 from pytreeckpt.interop.constructors_numpy import shape_of
 from pytreeckpt.interop.pickle_values import Instance, Ledger
+from pytreeckpt.interop.registered import registered
 from pytreeckpt.interop.torch_storages import QUANTIZED, SEVERAL_PER_BYTE
 from pytreeckpt.interop.torch_tensors import (
     damaged,
@@ -24,7 +25,6 @@ from pytreeckpt.interop.torch_tensors import (
     fields_in,
     name_of,
     own,
-    registered,
     storage_of,
     tensor,
     whole_storage,

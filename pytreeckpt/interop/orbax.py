@@ -202,8 +202,10 @@ def _value(
     if leaf.value_type == "scalar":
         return _scalar(leaf.name, array)
     if leaf.name in impls:
-        return registered("jax.PRNGKeyArray", [array, impls[leaf.name]])
-    return registered("jax.Array", [array, False]) if leaf.value_type == "jax.Array" else array
+        return registered("jax.PRNGKeyArray", array, impls[leaf.name])
+    if leaf.value_type != "jax.Array":
+        return array
+    return registered("jax.Array", array, False)  # noqa: FBT003 - the fields of the type, in order
 
 
 def _scalar(name: str, array: ForeignArray) -> object:

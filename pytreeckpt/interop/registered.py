@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Final
 
 from pytreeckpt.objects import REGISTERED, ObjectType, Record
@@ -17,7 +16,7 @@ NAMESPACES: Final = frozenset(["python.Namespace", "python.SimpleNamespace"])
 """Objects that are their attributes, whatever these are."""
 
 
-def registered(name: str, values: Sequence[object]) -> Record:
+def registered(name: str, *values: object) -> Record:
     """A record of a registered type, with the values of its fields in order."""
     return Record(_TYPES[name], values)
 

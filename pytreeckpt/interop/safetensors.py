@@ -207,7 +207,7 @@ def _leaf(source: RangedSource, name: str, entry: Entry) -> ForeignArray | Recor
         )
     shape = (*entry.shape[:-1], entry.shape[-1] // 2)
     data = contiguous(source, entry.start, octets, shape)
-    return registered("torch.PackedTensor", [data, F4_NAME, shape, False, False])
+    return registered("torch.PackedTensor", data, F4_NAME, shape, False, False)  # noqa: FBT003 - its fields, in order
 
 
 def _tied_notes(header: Header) -> list[str]:

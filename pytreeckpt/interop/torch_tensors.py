@@ -11,6 +11,7 @@ from pytreeckpt.geometry import whole
 from pytreeckpt.interop.constructors_numpy import shape_of
 from pytreeckpt.interop.foreign import Change, ForeignArray, Piece, reach
 from pytreeckpt.interop.pickle_values import Instance, Ledger
+from pytreeckpt.interop.registered import registered
 from pytreeckpt.interop.torch_storages import (
     BITS_OF,
     ITEM_NBYTES,
@@ -23,17 +24,9 @@ from pytreeckpt.interop.torch_storages import (
     negate,
     swap,
 )
-from pytreeckpt.objects import REGISTERED, ClassKind, ObjectType, Record, fields_of, record_expansion
+from pytreeckpt.objects import ClassKind, ObjectType, Record, fields_of, record_expansion
 
 _MAX_OFFSET: Final = 1 << 63
-
-
-_TYPES: Final = {name: ObjectType(class_kind, name, fields or ()) for name, (class_kind, fields) in REGISTERED.items()}
-
-
-def registered(name: str, *values: object) -> Record:
-    """A record of a registered type."""
-    return Record(_TYPES[name], values)
 
 
 def own(name: str, **values: object) -> Record:

@@ -155,11 +155,11 @@ def test_what_flax_does_not_hold_is_refused_with_its_path(tmp_path, value):
 def test_records_that_say_they_are_dicts_or_arrays_and_are_neither_are_refused():
     nested = np.zeros(1)
     for _ in range(3000):
-        nested = registered("python.OrderedDict", [nested])
+        nested = registered("python.OrderedDict", nested)
     odd = [
-        registered("python.OrderedDict", [5]),
-        registered("torch.Tensor", [5, False]),
-        registered("python.Counter", [[1]]),
+        registered("python.OrderedDict", 5),
+        registered("torch.Tensor", 5, False),
+        registered("python.Counter", [1]),
     ]
     for value in [*odd, nested]:
         with pytest.raises(ptc.UnsupportedTypeError, match=r"^a/b: a (python|torch)\.[A-Za-z]+ is nothing"):

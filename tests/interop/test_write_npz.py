@@ -153,10 +153,10 @@ def test_names_that_end_as_those_of_members_do_are_found_where_there_is_no_other
 def test_records_that_say_they_are_containers_and_are_none_are_no_arrays(tmp_path):
     for name, *values in [("python.OrderedDict", 5), ("python.deque", "text", None), ("torch.Tensor", 5, False)]:
         with pytest.raises(ptc.UnsupportedTypeError, match=f"a/b: {name}"):
-            write_npz({"a": {"b": registered(name, values)}}, tmp_path / "x")
+            write_npz({"a": {"b": registered(name, *values)}}, tmp_path / "x")
     nested = np.zeros(1)
     for _ in range(3000):
-        nested = registered("python.OrderedDict", [nested])
+        nested = registered("python.OrderedDict", nested)
     with pytest.raises(ptc.UnsupportedTypeError, match="the root: python.OrderedDict"):
         write_npz(nested, tmp_path / "x")
     assert list(tmp_path.iterdir()) == []

@@ -278,7 +278,7 @@ def test_packed_parameters_and_odd_records():
 
 
 def record(name, *values):
-    return registered(name, values)
+    return registered(name, *values)
 
 
 def tensor(*values):
