@@ -7,8 +7,11 @@ BIN := .venv/bin
 STAMP := .venv/.installed
 BENCH_STAMP := .venv/.bench-installed
 
-# More arguments for pytest, for example: make test PYTEST_ARGS="-n 2 -k codecs"
+# More arguments for pytest, for example: make test PYTEST_ARGS="-k codecs"
 PYTEST_ARGS ?=
+
+# How many processes run the tests. A file is of one process, since importing and compiling takes longer than most tests.
+WORKERS ?= auto
 
 # More arguments for the benchmarks, for example: make bench BENCH_ARGS="--cases codec --rounds 3"
 BENCH_ARGS ?=
@@ -32,7 +35,7 @@ demo: $(STAMP)  ## run the tour in examples/demo.py
 	$(BIN)/python examples/demo.py
 
 test: $(STAMP)  ## run the tests (not those marked slow)
-	$(BIN)/python -m pytest $(PYTEST_ARGS)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile $(PYTEST_ARGS)
 
 lint: $(STAMP)  ## check style, format, types and the direction of imports
 	$(BIN)/ruff check .

@@ -576,7 +576,10 @@ def test_a_narrow_terminal_has_two_lines_for_a_row(folder, tmp_path):
     code, narrow = run_in_terminal(sys.executable, *arguments, width=80, NO_COLOR="1")
     assert code == 0
     assert "  model/state/stem.weight → params/stem/kernel" in narrow.splitlines()
-    assert not [line for line in narrow.splitlines() if len(line) > 80 and "→" not in line]
+    # A path is not broken, and may be long here.
+    others = [line for line in narrow.splitlines() if str(tmp_path.parent) not in line and "→" not in line]
+    assert others
+    assert not [line for line in others if len(line) > 80]
     code, painted = run_in_terminal(sys.executable, *arguments)
     assert code == 0
     assert "\x1b[1m" in painted
