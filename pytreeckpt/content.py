@@ -11,9 +11,10 @@ from pytreeckpt.collection import paused_collection
 from pytreeckpt.errors import CorruptionError
 from pytreeckpt.geometry import Box
 from pytreeckpt.index import Index
+from pytreeckpt.leaf_paths import Paths
 from pytreeckpt.limits import Limits
 from pytreeckpt.pipeline import ReportProgress
-from pytreeckpt.reader import ArrayReader, Paths
+from pytreeckpt.reader import ArrayReader
 from pytreeckpt.reading import RangedSource, read_footer, read_index
 from pytreeckpt.storage import LocalFile
 from pytreeckpt.wire import Footer

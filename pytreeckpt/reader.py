@@ -6,9 +6,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import cached_property, partial
+from functools import partial
 from itertools import accumulate, pairwise
 from typing import Any, Final, NamedTuple
 
@@ -17,12 +16,10 @@ import numpy as np
 from pytreeckpt.arrays import AnyArray, copy_items
 from pytreeckpt.codecs import RAW
 from pytreeckpt.collection import paused_collection
-from pytreeckpt.errors import CorruptionError, LimitError, NotMappableError
+from pytreeckpt.errors import CorruptionError, NotMappableError
 from pytreeckpt.geometry import Box
 from pytreeckpt.index import Index
-from pytreeckpt.limits import current_limits
-from pytreeckpt.nodes import ARRAY, SCALAR, walk
-from pytreeckpt.paths import Path
+from pytreeckpt.leaf_paths import Paths
 from pytreeckpt.pipeline import Progress, ReportProgress, ordered_map, threads_for
 from pytreeckpt.reading import (
     BytesSource,
@@ -33,6 +30,7 @@ from pytreeckpt.reading import (
     array_within,
     as_logical,
     check_chunk,
+    check_total,
     chunk_reads,
     chunk_row,
     chunk_rows,
@@ -50,38 +48,6 @@ from pytreeckpt.storage import LocalFile
 # Chunks that follow each other in the file are read at once, up to this many bytes, stored and raw.
 _RUN_NBYTES: Final = 1 << 20
 _ADVICE: Final = ". `pytreeckpt verify` lists all damaged leaves; restore(select=…) reads the others"
-
-
-class Paths:
-    """The paths of the leaves that hold each array, worked out when first needed."""
-
-    def __init__(self, index: Index) -> None:
-        self.index = index
-
-    @cached_property
-    def by_array(self) -> Mapping[int, list[str]]:
-        """The texts of the paths of each array."""
-        found: dict[int, list[str]] = {}
-        # The structure of the tree may not have been checked yet, and then it ends where it breaks a rule.
-        with suppress(IndexError):
-            for visit in walk(self.index.nodes):
-                if visit.kind in {ARRAY, SCALAR}:
-                    found.setdefault(self.index.nodes.arrays[visit.entry], []).append(str(Path(visit.path)))
-        return found
-
-    def first(self, array: int) -> str:
-        """The path of the first leaf that holds an array."""
-        # A file may hide an array where paths do not lead, in a set-like or atomic object.
-        return self.by_array.get(array, [f"array {array}"])[0]
-
-
-def check_total(nbytes: int) -> None:
-    """Raise `LimitError` if this is more than one call may read."""
-    if nbytes > current_limits().arrays_nbytes:
-        raise LimitError(
-            f"what is to be read has {nbytes} bytes, more than the limit of {current_limits().arrays_nbytes}; "
-            "raise it with pytreeckpt.limits(arrays_nbytes=…), or read a part with select= or a slice"
-        )
 
 
 class Job(NamedTuple):

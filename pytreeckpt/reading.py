@@ -20,7 +20,7 @@ from pytreeckpt.errors import CorruptionError, LimitError
 from pytreeckpt.geometry import Box, covering_ranges, runs, whole
 from pytreeckpt.index import ArrayEntry, Index
 from pytreeckpt.index_decoding import decode_index
-from pytreeckpt.limits import Limits
+from pytreeckpt.limits import Limits, current_limits
 from pytreeckpt.scratch import scratch
 from pytreeckpt.wire import (
     FOOTER_NBYTES,
@@ -180,6 +180,15 @@ def check_chunk(row: ChunkRow, payload: memoryview, gap: Buffer, *, verify: bool
             raise CorruptionError("digest mismatch", rule="C-8")
     elif xxh64(payload) != row.check:
         raise CorruptionError("the stored bytes are damaged: their check does not match", rule="C-8")
+
+
+def check_total(nbytes: int) -> None:
+    """Raise `LimitError` if this is more than one call may read."""
+    if nbytes > current_limits().arrays_nbytes:
+        raise LimitError(
+            f"what is to be read has {nbytes} bytes, more than the limit of {current_limits().arrays_nbytes}; "
+            "raise it with pytreeckpt.limits(arrays_nbytes=…), or read a part with select= or a slice"
+        )
 
 
 def empty_stored(index: Index, array: int) -> AnyArray:

@@ -16,8 +16,8 @@ from pytreeckpt.interop.formats import read_file, read_folder
 from pytreeckpt.interop.safetensors import INDEX_SUFFIX, read_safetensors_folder
 from pytreeckpt.interop.torch_shards import INDEX_SUFFIX as TORCH_INDEX_SUFFIX
 from pytreeckpt.interop.torch_shards import read_torch_shards
+from pytreeckpt.leaf_paths import Paths
 from pytreeckpt.limits import Limits
-from pytreeckpt.reader import Paths
 from pytreeckpt.reading import RangedSource
 from pytreeckpt.storage import LocalFile
 

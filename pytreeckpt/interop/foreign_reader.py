@@ -24,9 +24,9 @@ from pytreeckpt.interop.archives import Deflated, located
 from pytreeckpt.interop.checksums import combine
 from pytreeckpt.interop.foreign import Check, ForeignArray, allocate, contiguous, cropped, read_whole
 from pytreeckpt.interop.layouts import is_contiguous, split
+from pytreeckpt.leaf_paths import Paths
 from pytreeckpt.pipeline import Progress, ReportProgress, ordered_map, threads_for
-from pytreeckpt.reader import Paths, check_total
-from pytreeckpt.reading import as_logical, flat_bytes, inline_array
+from pytreeckpt.reading import as_logical, check_total, flat_bytes, inline_array
 from pytreeckpt.storage import LocalFile
 
 # What one thread reads at a time, and the least that is worth handing to one.

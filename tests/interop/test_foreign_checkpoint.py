@@ -23,9 +23,9 @@ from pytreeckpt.interop.contents import foreign_content
 from pytreeckpt.interop.foreign import Check, ForeignArray, ForeignTree, Piece, strided
 from pytreeckpt.interop.foreign_index import index_of
 from pytreeckpt.interop.foreign_reader import ForeignReader
+from pytreeckpt.leaf_paths import Paths
 from pytreeckpt.limits import current_limits
 from pytreeckpt.objects import ClassKind, ObjectType, Record
-from pytreeckpt.reader import Paths
 from pytreeckpt.reading import BytesSource
 from tests import strategies as some
 from tests.exact import assert_same, expected_strides

@@ -23,8 +23,8 @@ from pytreeckpt.interop.foreign_index import index_of
 from pytreeckpt.interop.foreign_reader import ForeignReader
 from pytreeckpt.interop.formats import ARCHIVE_FORMATS, FILE_FORMATS, FOLDER_FORMATS, read_file, read_folder
 from pytreeckpt.interop.torch_shards import read_torch_shards
+from pytreeckpt.leaf_paths import Paths
 from pytreeckpt.limits import current_limits
-from pytreeckpt.reader import Paths
 from pytreeckpt.reading import BytesSource
 from tests.cli.running import REPOSITORY
 from tests.exact import assert_same
