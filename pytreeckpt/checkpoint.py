@@ -12,9 +12,10 @@ from pytreeckpt import nodes as n
 from pytreeckpt.arrays import AnyArray
 from pytreeckpt.build import Builder
 from pytreeckpt.collection import paused_collection
-from pytreeckpt.content import Content, own_content
+from pytreeckpt.content import Content, Refusal, own_content
 from pytreeckpt.errors import CorruptionError, PathError, StructureMismatchError, UnsupportedTypeError
 from pytreeckpt.geometry import Box
+from pytreeckpt.index import Index
 from pytreeckpt.like import match_template
 from pytreeckpt.limits import current_limits
 from pytreeckpt.navigation import descend
@@ -22,10 +23,12 @@ from pytreeckpt.nodes import Visit, array_entries, leaf_value, walk
 from pytreeckpt.objects import REGISTERED, ClassKind, ObjectType, build_record
 from pytreeckpt.paths import Path, compile_glob, suggest
 from pytreeckpt.pipeline import ReportProgress
+from pytreeckpt.reader import ArrayReader
 from pytreeckpt.reading import RangedSource, as_logical, scalar_value
 from pytreeckpt.references import ArrayRef
 from pytreeckpt.selection import Selection, bounding_box
 from pytreeckpt.unflatten import Build, unflatten
+from pytreeckpt.verifying import damage_of_all_files
 from pytreeckpt.wire import Footer
 
 Select = str | Sequence[str] | Callable[[Path], bool]
@@ -83,7 +86,7 @@ class Checkpoint:
 
     @property
     def nbytes(self) -> int:
-        """The length of the file; of a folder, that of all its files."""
+        """The length of the file and of its data files, if it has any; of a folder, that of all its files."""
         return self.content.nbytes
 
     def close(self) -> None:
@@ -297,9 +300,19 @@ class Checkpoint:
 
     # Verifying.
 
-    def damage(self, *, progress: ReportProgress | None = None) -> Iterator[CorruptionError]:
+    def damage(self, *, progress: ReportProgress | None = None) -> Iterator[Refusal]:
         """Check every chunk, or what a foreign file has checksums of; the errors, one per damaged chunk, that reading
-        would raise.
+        would raise. Data files are checked as wholes, and each of their chunks once.
         """
         self.check_structure()
+        if isinstance(self._reader, ArrayReader) and self.index.files:
+            return damage_of_all_files(self._reader, self._checked, progress)
         return self._reader.damage(range(len(self.index.arrays)), progress=progress)
+
+    def _checked(self, source: RangedSource) -> Index:
+        """The index of a data file, with its structure checked."""
+        checkpoint = Checkpoint(own_content(source, self._limits), None)
+        checkpoint.lazy_tree(Builder("numpy", ()))
+        # They refer to it, and would keep all of it until the next collection.
+        checkpoint._refs.clear()
+        return checkpoint.index

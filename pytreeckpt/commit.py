@@ -5,7 +5,7 @@ A storage applies them one by one; a test replays prefixes and reorderings of th
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeVar, cast
 
@@ -53,6 +53,13 @@ class SyncFile:
 
 
 @dataclass(frozen=True, slots=True)
+class SyncExisting:
+    """Make the content of a file durable that has its name already, whoever wrote it."""
+
+    path: str
+
+
+@dataclass(frozen=True, slots=True)
 class FinishFile:
     """Close the file that is being created."""
 
@@ -95,6 +102,7 @@ Operation = (
     | WriteFile
     | StartWriteback
     | SyncFile
+    | SyncExisting
     | FinishFile
     | RenameFile
     | LinkFile
@@ -137,9 +145,10 @@ def commit(
     *,
     if_exists: IfExists,
     durability: Durability,
+    named: Callable[[Result], str] | None = None,
 ) -> Generator[Operation, None, Result]:
-    """The operations that write `pieces` and publish them under `target.path`. The generator's return value is
-    that of `pieces`.
+    """The operations that write `pieces` and publish them under `target.path`, or under the path, in the same
+    directory, that `named` gives for their result. The generator's return value is that of `pieces`.
 
     The order carries the guarantee: content is durable before its name is, and the name appears at once.
     """
@@ -153,10 +162,11 @@ def commit(
     if durable:
         yield SyncFile(target.temporary)
     yield FinishFile(target.temporary)
+    path = target.path if named is None else named(written)
     if if_exists == "replace":
-        yield RenameFile(target.temporary, target.path)
+        yield RenameFile(target.temporary, path)
     else:
-        yield LinkFile(target.temporary, target.path)
+        yield LinkFile(target.temporary, path)
         yield RemoveFile(target.temporary)
     if durable:
         yield SyncDirectory(target.directory)

@@ -29,20 +29,30 @@ class CorruptionError(PytreeckptError, ValueError):
     """The bytes break a rule of the format: the file is damaged, torn, or was never a checkpoint.
 
     `rule` is the number of the broken rule. If the damage is in a leaf: `leaf` is the text of its path, `chunk` the
-    number of its damaged chunk, and `offset` the place of that chunk in the file, in bytes.
+    number of its damaged chunk, and `offset` the place of that chunk in the file, in bytes. `file` is the name of the
+    data file that the damage is in, if it is in one.
     """
 
     def __init__(
-        self, message: str, *, rule: str, leaf: str | None = None, chunk: int | None = None, offset: int | None = None
+        self,
+        message: str,
+        *,
+        rule: str,
+        leaf: str | None = None,
+        chunk: int | None = None,
+        offset: int | None = None,
+        file: str | None = None,
     ) -> None:
         super().__init__(message)
         self.rule = rule
         self.leaf = leaf
         self.chunk = chunk
         self.offset = offset
+        self.file = file
 
     def __reduce__(self) -> tuple[object, ...]:
         place = {"rule": self.rule, "leaf": self.leaf, "chunk": self.chunk, "offset": self.offset}
+        place["file"] = self.file
         return _rebuild, (type(self), self.args[0], place)
 
 
@@ -138,6 +148,10 @@ class NotMappableError(PytreeckptError, ValueError):
 
 class StorageError(PytreeckptError, OSError):
     """The file system refused an operation; nothing was published, and the earlier checkpoint is intact."""
+
+
+class ConcurrentWriterError(StorageError):
+    """Another writer, in this process or in another, is at work in this folder."""
 
 
 class NotDurableError(StorageError):

@@ -19,7 +19,7 @@ HAS_AXES: Final = 2
 HAS_CUTS: Final = 4
 POOLED: Final = 8
 MAX_RANK: Final = 64
-FILES: Final = [["", 0, b""]]
+THIS_FILE: Final = ["", 0, b""]
 
 IntArray = np.ndarray[tuple[int, ...], np.dtype[Any]]
 
@@ -55,9 +55,28 @@ class ArrayEntry(NamedTuple):
         return [whole(stored)] if self.cuts is None else list(grid(stored, self.cuts))
 
 
+class DataFile(NamedTuple):
+    """A further file that chunks lie in, a checkpoint of its own: its length in bytes, and its root."""
+
+    nbytes: int
+    root: bytes
+
+    @property
+    def name(self) -> str:
+        """What it is called, in the folder `DATA_FOLDER` beside the file that needs it."""
+        return f"{self.root.hex()}{SUFFIX}"
+
+
+DATA_FOLDER: Final = "data"
+SUFFIX: Final = ".ptck"
+
+
 @dataclass(frozen=True, slots=True)
 class Chunks:
-    """The chunk table: parallel columns, one entry per chunk. Offsets and lengths in bytes."""
+    """The chunk table: parallel columns, one entry per chunk. Offsets and lengths in bytes. `file`: 0 is the file
+    itself, others are `Index.files` from 1 on. `identity`: BLAKE3 of the raw bytes, 32 bytes each; empty if there are
+    no data files.
+    """
 
     offset: IntArray
     stored: IntArray
@@ -65,17 +84,25 @@ class Chunks:
     codec: IntArray
     check: bytes
     digest: bytes
+    file: IntArray
+    identity: bytes = b""
 
     def __len__(self) -> int:
         return len(self.offset)
+
+    def by_file(self, n_files: int) -> list[IntArray]:
+        """The rows of the file itself, and of each of so many data files, ascending."""
+        # Sorted once: a pass over all rows for each file would be slow where there are many of both.
+        order = np.argsort(self.file, kind="stable")
+        return np.split(order, np.searchsorted(self.file[order], np.arange(1, n_files + 1)))
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
     """All that a file tells of its tree. `dtypes` are numpy's; `inline` holds the bytes of the inline arrays. `starts`:
     where in these an inline array begins, and a pooled one in the raw bytes of its chunk, which is its `first_chunk`.
-    `pools`: how many chunks each pool has, in the order of their dtypes. `own`: it is of a file of ours, and not made
-    for one of another format, which has neither index nor chunks.
+    `pools`: how many chunks each pool has, in the order of their dtypes. `files`: the data files. `own`: it is of a
+    file of ours, and not made for one of another format, which has neither index nor chunks.
     """
 
     nodes: Nodes
@@ -88,6 +115,7 @@ class Index:
     starts: list[int]
     sizes: list[int]
     pools: list[int]
+    files: Sequence[DataFile] = ()
     own: bool = True
 
     def nbytes(self, array: int) -> int:
@@ -127,7 +155,7 @@ class ArrayTable(NamedTuple):
     pools: Sequence[int]
 
 
-def encode_index(nodes: Nodes, table: ArrayTable, chunks: Chunks) -> bytes:
+def encode_index(nodes: Nodes, table: ArrayTable, chunks: Chunks, files: Sequence[DataFile] = ()) -> bytes:
     """The raw index."""
     arrays = table.entries
     with_axes = [entry.axes for entry in arrays if entry.axes is not None]
@@ -166,14 +194,15 @@ def encode_index(nodes: Nodes, table: ArrayTable, chunks: Chunks) -> bytes:
         },
         "inline": table.inline,
         "chunks": {
-            "file": bytes(4 * len(chunks)),
+            "file": chunks.file.astype("<u4").tobytes(),
             "offset": chunks.offset.astype("<u8").tobytes(),
             "stored": chunks.stored.astype("<u4").tobytes(),
             "raw": chunks.raw.astype("<u4").tobytes(),
             "codec": chunks.codec.astype("u1").tobytes(),
             "check": chunks.check,
             "digest": chunks.digest,
+            "identity": chunks.identity,
         },
-        "files": FILES,
+        "files": [THIS_FILE, *([file.name, file.nbytes, file.root] for file in files)],
     }
     return msgpack.packb(document, use_bin_type=True)

@@ -11,13 +11,12 @@ from typing import Any, Final
 import msgpack
 import numpy as np
 
-from pytreeckpt.chunk_table import check_chunks, decode_chunks, first_chunks
+from pytreeckpt.chunk_table import check_chunks, decode_chunks, decode_files, first_chunks
 from pytreeckpt.dtypes import AnyDType, parse
 from pytreeckpt.errors import CorruptionError, LimitError
 from pytreeckpt.geometry import Shape
 from pytreeckpt.index import (
     CHUNKED,
-    FILES,
     HAS_AXES,
     HAS_CUTS,
     MAX_RANK,
@@ -56,15 +55,16 @@ _SCHEMA: Final[dict[str, Any]] = {
         ("dtype", "rank", "shape", "layout", "axes", "cut_counts", "cuts", "chunk_counts", "pools"), bytes
     ),
     "inline": bytes,
-    "chunks": dict.fromkeys(("file", "offset", "stored", "raw", "codec", "check", "digest"), bytes),
+    "chunks": dict.fromkeys(("file", "offset", "stored", "raw", "codec", "check", "digest", "identity"), bytes),
     "files": list,
 }
 
 
-def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
+def decode_index(raw: bytes, *, index_offset: int, limits: Limits, features: int = 0) -> Index:
     """The index of these raw bytes, with all that can be checked without chunks and without building the tree.
+    `features`: those of the preamble.
 
-    Raises `CorruptionError` (I-1 to C-6), `FormatVersionError` (C-2, D-1) and `LimitError`.
+    Raises `CorruptionError` (I-1 to C-6, C-11 to C-13), `FormatVersionError` (C-2, D-1) and `LimitError`.
     """
     document = _unpack(raw)
     nodes = _decode_nodes(document["nodes"], document["types"])
@@ -82,13 +82,13 @@ def decode_index(raw: bytes, *, index_offset: int, limits: Limits) -> Index:
     starts = _locate_inline(arrays, sizes, len(document["inline"]))
     validate_nodes(nodes, len(arrays))
     _check_scalars(nodes, arrays)
-    # Compared as bytes, because False equals 0.
-    if msgpack.packb(document["files"]) != msgpack.packb(FILES):
-        raise CorruptionError("the file table is not the one entry for this file", rule="C-1")
-    chunks = decode_chunks(document["chunks"])
+    files = decode_files(document["files"], features, limits)
+    chunks = decode_chunks(document["chunks"], len(files))
     pools: list[int] = column(document["arrays"], "pools", "<u4").tolist()
     first_chunk = first_chunks(arrays, pools, len(chunks))
-    index = Index(nodes, dtypes, descriptors, arrays, document["inline"], chunks, first_chunk, starts, sizes, pools)
+    index = Index(
+        nodes, dtypes, descriptors, arrays, document["inline"], chunks, first_chunk, starts, sizes, pools, files
+    )
     check_chunks(index, index_offset=index_offset, limits=limits)
     return index
 

@@ -32,6 +32,12 @@ class Limits:
     """Raw bytes of one chunk."""
     arrays_nbytes: int = 16 << 40
     """Bytes of all arrays that one call reads. A small file can hold large arrays: lower it for strangers' files."""
+    data_files: int = 4096
+    """Data files of one checkpoint, which are all open at once."""
+    snapshot_nbytes: int | None = None
+    """Bytes of host memory for the copies that saves in the background of this process hold, all together. None: half
+    of the memory of the machine, or of the control group that the process is in.
+    """
 
 
 _DEFAULT = Limits()
@@ -53,6 +59,8 @@ def limits(
     key_depth: int | None = None,
     chunk_nbytes: int | None = None,
     arrays_nbytes: int | None = None,
+    data_files: int | None = None,
+    snapshot_nbytes: int | None = None,
 ) -> Generator[Limits]:
     """Adjust the limits inside a `with` block (of this thread or task); what is not given stays as it is."""
     asked = {
@@ -63,6 +71,8 @@ def limits(
         "key_depth": key_depth,
         "chunk_nbytes": chunk_nbytes,
         "arrays_nbytes": arrays_nbytes,
+        "data_files": data_files,
+        "snapshot_nbytes": snapshot_nbytes,
     }
     changed = replace(_current.get(), **{name: value for name, value in asked.items() if value is not None})
     token = _current.set(changed)

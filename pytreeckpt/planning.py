@@ -1,45 +1,27 @@
-"""A save as a value: the tree as nodes, arrays and chunks, and the bytes of the file as a stream.
+"""A save as a value: the tree as nodes, arrays and chunks.
 
-`plan_save` decides everything but the stored sizes; `stream` encodes chunk after chunk and gives the pieces of the
-file in order. Neither opens a file, so a checkpoint in memory and one on disk are the same thing.
+`plan_save` decides everything but how chunks are encoded, and with that the stored sizes.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, Protocol, TypeVar
 
 import numpy as np
 
-from pytreeckpt import codecs, zstd
 from pytreeckpt.arrays import AnyArray, ArraySource, copy_items, source_of, stored_order
-from pytreeckpt.codecs import Compression, encode_chunk
 from pytreeckpt.dtypes import Descriptor, describe, has_padding
-from pytreeckpt.errors import LimitError
 from pytreeckpt.flatten import FlatTree
 from pytreeckpt.geometry import Box, Shape, grid, whole
-from pytreeckpt.index import ArrayEntry, ArrayTable, Chunks, IntArray, encode_index
+from pytreeckpt.index import ArrayEntry, ArrayTable
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes
-from pytreeckpt.planes import cut_of
 from pytreeckpt.pools import Pool
-from pytreeckpt.wire import (
-    ALIGNMENT,
-    FOOTER_NBYTES,
-    PREAMBLE_NBYTES,
-    Buffer,
-    Footer,
-    align,
-    encode_footer,
-    encode_preamble,
-    padding,
-    sha256,
-    xxh64,
-    xxh128,
-)
+from pytreeckpt.wire import ALIGNMENT
 
 CHUNK_NBYTES = 2 << 20
 """Raw bytes of a chunk: few enough that a worker's buffers stay in cache, enough that a chunk's fixed cost is small."""
@@ -51,7 +33,6 @@ POOL_NBYTES = 64 << 10
 MIN_POOLED = 32
 # Items of more than a 64th of this are cut one by one, if their size is no multiple of the alignment.
 _MAX_STEP_NBYTES = 64 << 20
-_INDEX_LEVEL = 1
 # Small chunks are few among the large ones if all together have at least this many bytes on average.
 _FEW_SMALL_MEAN_NBYTES = 256 << 10
 
@@ -64,32 +45,22 @@ class ChunkTask(NamedTuple):
     start: int
     stop: int
 
-
-class EncodedChunk(NamedTuple):
-    """A chunk as it is stored, in pieces, with the zero bytes that follow it."""
-
-    pieces: Sequence[Buffer]
-    stored_nbytes: int
-    raw_nbytes: int
-    codec: int
-    check: bytes
-    digest: bytes
+    @property
+    def nbytes(self) -> int:
+        """Raw bytes of the chunk."""
+        return (self.stop - self.start) * self.source.dtype.itemsize
 
 
-class EncodedBatch(NamedTuple):
-    """Chunks that were encoded together: the bytes of them all, in pieces, and a row for each of stored length, raw
-    length and codec.
-    """
-
-    pieces: Sequence[Buffer]
-    rows: IntArray
-    checks: bytes
-    digests: bytes
+class HasNbytes(Protocol):
+    """Something to be stored of so many raw bytes."""
 
     @property
-    def raw_nbytes(self) -> int:
-        """Bytes of the arrays in these chunks."""
-        return int(self.rows[:, 1].sum())
+    def nbytes(self) -> int:
+        """The raw bytes."""
+        ...
+
+
+Part = TypeVar("Part", bound=HasNbytes)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,23 +75,12 @@ class SavePlan:
     @property
     def raw_nbytes(self) -> int:
         """Bytes of all chunked arrays."""
-        return sum((task.stop - task.start) * task.source.dtype.itemsize for task in self.tasks)
+        return sum(task.nbytes for task in self.tasks)
 
     @property
     def few_small(self) -> bool:
         """Whether the small chunks are so few among the large ones that nobody waits for them."""
         return self.raw_nbytes >= _FEW_SMALL_MEAN_NBYTES * len(self.tasks)
-
-
-@dataclass(frozen=True, slots=True)
-class Written:
-    """What a stream of pieces came to, known at its end. Sizes in bytes."""
-
-    file_nbytes: int
-    raw_nbytes: int
-    stored_nbytes: int
-    n_chunks: int
-    root: str
 
 
 def plan_save(flat: FlatTree, limits: Limits) -> SavePlan:
@@ -182,7 +142,7 @@ _SMALL: Final = 2
 
 def _is_poolable(array: AnyArray | ArraySource) -> bool:
     if isinstance(array, ArraySource):
-        return _layout(array)[1] is None
+        return _layout(array)[1] is None and not has_padding(array.dtype)
     # Most are plain, and it takes no look into their dtypes to see it.
     return (array.dtype.kind in "biufc" and array.itemsize <= 8) or not has_padding(array.dtype)
 
@@ -243,96 +203,15 @@ def _cut(source: ArraySource, dtype_id: int) -> tuple[ArrayEntry, list[ChunkTask
     return ArrayEntry(dtype_id, source.shape, axes, cuts, tuple(counts)), tasks
 
 
-def batched(tasks: Sequence[ChunkTask]) -> Iterator[Sequence[ChunkTask]]:
+def batched(tasks: Sequence[Part]) -> Iterator[Sequence[Part]]:
     """The tasks in batches of up to one chunk of full size: handing over a small one costs more than encoding it."""
     begin = 0
     nbytes = 0
     for at, task in enumerate(tasks):
-        task_nbytes = (task.stop - task.start) * task.source.dtype.itemsize
+        task_nbytes = task.nbytes
         if at > begin and nbytes + task_nbytes > CHUNK_NBYTES:
             yield tasks[begin:at]
             begin, nbytes = at, 0
         nbytes += task_nbytes
     if tasks:
         yield tasks[begin:]
-
-
-def encode_batch(tasks: Sequence[ChunkTask], compression: Compression, *, few_small: bool) -> EncodedBatch:
-    """Stage, compress and digest chunks. Safe to call from several threads, and deterministic."""
-    chunks = [encode_task(task, compression, few_small=few_small) for task in tasks]
-    pieces = [piece for chunk in chunks for piece in chunk.pieces]
-    return EncodedBatch(
-        # Many small pieces are as much work to write as large ones.
-        pieces if len(chunks) == 1 else [b"".join(pieces)],
-        np.array([(chunk.stored_nbytes, chunk.raw_nbytes, chunk.codec) for chunk in chunks], np.int64),
-        b"".join([chunk.check for chunk in chunks]),
-        b"".join([chunk.digest for chunk in chunks]),
-    )
-
-
-def encode_task(task: ChunkTask, compression: Compression, *, few_small: bool) -> EncodedChunk:
-    """Stage, compress and digest one chunk."""
-    dtype = task.source.dtype
-    items = task.source.boxes[task.box](task.start, task.stop)
-    raw = items.view(np.uint8).data
-    if raw.nbytes != (task.stop - task.start) * dtype.itemsize:
-        raise ValueError(f"an ArraySource gave {raw.nbytes} bytes for its items {task.start} to {task.stop}")
-    codec, pieces = encode_chunk(raw, dtype.itemsize, compression, cut_of(dtype), few_small=few_small)
-    stored_nbytes = sum(map(len, pieces))
-    digest = xxh128(raw)
-    # C-5: one hash is enough for a raw chunk.
-    check = digest[:8] if codec is codecs.RAW else xxh64(*pieces)
-    if stored_nbytes % ALIGNMENT:
-        pieces = [*pieces, padding(stored_nbytes)]
-    return EncodedChunk(pieces, stored_nbytes, len(raw), codec.number, check, digest)
-
-
-EncodeAll = Callable[
-    [Callable[[Sequence[ChunkTask]], EncodedBatch], Iterable[Sequence[ChunkTask]]], Iterable[EncodedBatch]
-]
-"""How batches are encoded: `map`, or something that does the same in threads, in order."""
-
-
-def stream(plan: SavePlan, compression: Compression, encode_all: EncodeAll = map) -> Generator[Buffer, None, Written]:
-    """The pieces of the file, in order. The generator's return value is a `Written`."""
-    yield encode_preamble()
-    rows: list[IntArray] = [np.empty((0, 3), np.int64)]
-    checks: list[bytes] = []
-    digests: list[bytes] = []
-    batches = list(batched(plan.tasks))
-    few_small = plan.few_small
-    encoded = encode_all(lambda tasks: encode_batch(tasks, compression, few_small=few_small), batches)
-    # Strict: a StopIteration from a source would end a `map` early, and with it the file.
-    for _, batch in zip(batches, encoded, strict=True):
-        rows.append(batch.rows)
-        checks.append(batch.checks)
-        digests.append(batch.digests)
-        yield from batch.pieces
-    stored_sizes, raw_sizes, numbers = np.concatenate(rows).T
-    ends = PREAMBLE_NBYTES + np.cumsum(-(-stored_sizes // ALIGNMENT) * ALIGNMENT)
-    offsets = np.concatenate([[PREAMBLE_NBYTES], ends])
-    at = int(offsets[-1])
-    chunks = Chunks(offsets[:-1], stored_sizes, raw_sizes, numbers, b"".join(checks), b"".join(digests))
-    raw_index = encode_index(plan.nodes, plan.table, chunks)
-    if len(raw_index) > plan.limits.index_nbytes:
-        raise LimitError(
-            f"the index has {len(raw_index)} bytes, more than the limit of {plan.limits.index_nbytes}: the tree has "
-            "very many or very long names or values; raise it with pytreeckpt.limits(index_nbytes=…), for reading "
-            "too"
-        )
-    compressed = zstd.compress(raw_index, _INDEX_LEVEL)
-    codec, stored = (codecs.ZSTD, compressed) if len(compressed) < len(raw_index) else (codecs.RAW, raw_index)
-    root = sha256(raw_index)
-    file_nbytes = at + align(len(stored)) + FOOTER_NBYTES
-    footer = Footer(at, len(stored), len(raw_index), codec.number, xxh128(stored), root, file_nbytes)
-    yield stored
-    yield padding(len(stored))
-    yield encode_footer(footer)
-    stored_total = int(stored_sizes.sum())
-    return Written(
-        file_nbytes,
-        plan.raw_nbytes + len(plan.table.inline),
-        stored_total + len(plan.table.inline),
-        len(chunks),
-        root.hex(),
-    )

@@ -5,11 +5,10 @@ hit.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import accumulate, pairwise
-from typing import Any, Final, NamedTuple
+from typing import Any, Final
 
 import numpy as np
 
@@ -18,12 +17,13 @@ from pytreeckpt.codecs import RAW
 from pytreeckpt.collection import paused_collection
 from pytreeckpt.errors import CorruptionError, NotMappableError
 from pytreeckpt.geometry import Box
-from pytreeckpt.index import Index
+from pytreeckpt.identities import identity
+from pytreeckpt.index import DATA_FOLDER, Index
 from pytreeckpt.leaf_paths import Paths
 from pytreeckpt.pipeline import Progress, ReportProgress, ordered_map, threads_for
+from pytreeckpt.read_jobs import Job, Rows, jobs_of, places_of, pool_jobs, region_jobs, whole_jobs
 from pytreeckpt.reading import (
     BytesSource,
-    ChunkRead,
     ChunkRow,
     RangedSource,
     allocate,
@@ -32,15 +32,10 @@ from pytreeckpt.reading import (
     check_chunk,
     check_total,
     chunk_reads,
-    chunk_row,
-    chunk_rows,
     decode_chunk,
     empty_stored,
-    flat_bytes,
     inline_array,
-    place_items,
     read_chunk,
-    whole_region,
 )
 from pytreeckpt.scratch import scratch
 from pytreeckpt.storage import LocalFile
@@ -50,24 +45,11 @@ _RUN_NBYTES: Final = 1 << 20
 _ADVICE: Final = ". `pytreeckpt verify` lists all damaged leaves; restore(select=…) reads the others"
 
 
-class Job(NamedTuple):
-    """A chunk of an array to be read into `out`, or, without it, into memory of the thread's own. `put` is then called
-    with the raw bytes, in that thread.
-    """
-
-    array: int
-    number: int
-    row: ChunkRow
-    itemsize: int
-    out: memoryview | None = None
-    put: Callable[[memoryview], None] | None = None
-
-
 @dataclass(frozen=True, slots=True)
 class ArrayReader:
-    """What reading needs: the bytes, the index, and the paths for errors."""
+    """What reading needs: the bytes (of the file, and of each data file), the index, and the paths for errors."""
 
-    source: RangedSource
+    sources: Sequence[RangedSource]
     index: Index
     paths: Paths
 
@@ -88,7 +70,7 @@ class ArrayReader:
             arrays: dict[int, AnyArray] = {}
             jobs: list[Job] = []
             pooled: dict[int, list[int]] = {}
-            rows = _Rows(self.index)
+            rows = Rows(self.index)
             for array in wanted:
                 entry = self.index.arrays[array]
                 given = into.get(array) if into else None
@@ -98,14 +80,14 @@ class ArrayReader:
                 if entry.chunk_counts:
                     logical = as_logical(empty_stored(self.index, array), entry) if given is None else given
                     stored = logical if entry.axes is None else logical.transpose(entry.axes)
-                    jobs += self._whole_jobs(array, stored, rows)
+                    jobs += whole_jobs(self.index, array, stored, rows)
                 elif given is None:
                     logical = as_logical(inline_array(self.index, array), entry)
                 else:
                     logical = given
                     copy_items(logical, as_logical(inline_array(self.index, array), entry))
                 arrays[array] = logical
-            jobs += self._pool_jobs(pooled, into or {}, arrays, rows)
+            jobs += pool_jobs(self.index, pooled, into or {}, arrays, rows)
         total = sum(job.row.raw for job in jobs)
         done = 0
         for run, errors in self.read(jobs, verify=verify, threads=threads):
@@ -118,83 +100,35 @@ class ArrayReader:
             progress(Progress(total, total))
         return arrays
 
-    def _whole_jobs(self, array: int, stored: AnyArray, table: _Rows) -> Iterable[Job]:
-        """What there is to read for a whole array, which is to go to `stored`, in stored order."""
-        entry = self.index.arrays[array]
-        itemsize = stored.itemsize
-        if entry.cuts is not None or not stored.flags.c_contiguous:
-            return self._region_jobs(array, chunk_reads(self.index, array), whole_region(self.index, array), stored)
-        # The items of each chunk are one run of its memory: no second copy.
-        memory = flat_bytes(stored)
-        first = self.index.first_chunk[array]
-        rows = table.take(first, entry.chunk_counts[0])
-        if len(rows) == 1:
-            return [Job(array, first, rows[0], itemsize, memory)]
-        ends = accumulate((row.raw for row in rows), initial=0)
-        return [
-            Job(array, number, row, itemsize, memory[start:stop])
-            for number, row, (start, stop) in zip(range(first, first + len(rows)), rows, pairwise(ends), strict=True)
-        ]
-
-    def _pool_jobs(
-        self,
-        pooled: Mapping[int, Sequence[int]],
-        into: Mapping[int, AnyArray],
-        arrays: dict[int, AnyArray],
-        table: _Rows,
-    ) -> Iterator[Job]:
-        """What there is to read for pooled arrays, given by the row of their chunk; they go to `arrays`."""
-        for number in sorted(pooled):
-            members = pooled[number]
-            itemsize = self.index.dtypes[self.index.arrays[members[0]].dtype].itemsize
-            put = partial(_put_pooled, self.index, members, into, arrays)
-            yield Job(members[0], number, table.take(number, 1)[0], itemsize, put=put)
-
-    def _region_jobs(self, array: int, reads: Sequence[ChunkRead], region: Box, out: AnyArray) -> Iterator[Job]:
-        for read in reads:
-            row = chunk_row(self.index, read.row)
-            if out.flags.c_contiguous and read.box == region:
-                memory = flat_bytes(out)[read.start * out.itemsize : read.stop * out.itemsize]
-                yield Job(array, read.row, row, out.itemsize, memory)
-            else:
-                yield Job(array, read.row, row, out.itemsize, put=_placer(read, region, out))
-
-    def jobs(self, wanted: Sequence[int]) -> Iterator[Job]:
-        """What there is to read for these arrays if they go nowhere, in their order."""
-        table = _Rows(self.index)
-        pools: set[int] = set()
-        for array in wanted:
-            entry = self.index.arrays[array]
-            if entry.pooled:
-                # A chunk of many is read once.
-                if self.index.first_chunk[array] in pools:
-                    continue
-                pools.add(self.index.first_chunk[array])
-            first = self.index.first_chunk[array]
-            itemsize = self.index.dtypes[entry.dtype].itemsize
-            for number, row in enumerate(table.take(first, sum(entry.chunk_counts)), first):
-                yield Job(array, number, row, itemsize)
-
     def read(
-        self, jobs: Sequence[Job], *, verify: bool = True, threads: int | None = None, advice: str = _ADVICE
+        self,
+        jobs: Sequence[Job],
+        *,
+        verify: bool = True,
+        identities: bool = False,
+        threads: int | None = None,
+        advice: str = _ADVICE,
     ) -> Iterator[tuple[Sequence[Job], Sequence[CorruptionError]]]:
-        """Do the jobs, in threads; after each run of them, in their order, what was wrong with it."""
+        """Do the jobs, in threads; after each run of them, in their order, what was wrong with it. With `identities`,
+        those of the chunks are checked too.
+        """
         runs = list(_runs(jobs))
         n_threads = threads_for(len(jobs), sum(job.row.raw for job in jobs)) if threads is None else threads
-        errors = ordered_map(lambda run: self._read_run(run, verify=verify, advice=advice), runs, threads=n_threads)
-        return zip(runs, errors, strict=True)
+        read_run = partial(self._read_run, verify=verify, identities=identities, advice=advice)
+        return zip(runs, ordered_map(read_run, runs, threads=n_threads), strict=True)
 
-    def _read_run(self, run: Sequence[Job], *, verify: bool, advice: str) -> list[CorruptionError]:
+    def _read_run(self, run: Sequence[Job], *, verify: bool, identities: bool, advice: str) -> list[CorruptionError]:
+        source = self.sources[run[0].row.file]
         begin = run[0].row.offset
         stored: memoryview | None = None
-        if isinstance(self.source, BytesSource):
-            stored = self.source.view(begin, run[-1].row.end)
+        if isinstance(source, BytesSource):
+            stored = source.view(begin, run[-1].row.end)
         elif len(run) > 1:
             stored = scratch("run", run[-1].row.end - begin).data
             try:
-                self.source.read_into(begin, [stored])
+                source.read_into(begin, [stored])
             except CorruptionError as error:
-                return [self._located(error, run[0], advice)]
+                return [self.located(error, run[0], advice)]
         errors: list[CorruptionError] = []
         for job in run:
             row = job.row
@@ -203,31 +137,38 @@ class ArrayReader:
                 if part is not None and row.codec == RAW.number and job.out is None and job.put is None:
                     # To be checked only, which it can be where it is.
                     check_chunk(row, part[: row.stored], part[row.stored :], verify=verify)
+                    if identities:
+                        check_identity(row, part[: row.stored])
                     continue
                 out = scratch("raw", row.raw).data if job.out is None else job.out
                 if part is None:
-                    read_chunk(self.source, row, job.itemsize, out, verify=verify)
+                    read_chunk(source, row, job.itemsize, out, verify=verify)
                 else:
                     decode_chunk(row, part, job.itemsize, out, verify=verify)
+                if identities:
+                    check_identity(row, out)
                 if job.put is not None:
                     job.put(out)
             except CorruptionError as error:
-                errors.append(self._located(error, job, advice))
+                errors.append(self.located(error, job, advice))
         return errors
 
-    def _located(self, error: CorruptionError, job: Job, advice: str) -> CorruptionError:
+    def located(self, error: CorruptionError, job: Job, advice: str = "") -> CorruptionError:
         """The error with the leaf and chunk that it hit, and what to do."""
         leaf = self.paths.first(job.array)
         chunk = job.number - self.index.first_chunk[job.array]
         offset, stored_nbytes = job.row.offset, job.row.stored
         others = self._others_of(job)
+        file = self.index.files[job.row.file - 1].name if job.row.file else None
+        of_file = f" of {DATA_FOLDER}/{file}" if file else ""
         return CorruptionError(
-            f"leaf {leaf or 'at the root'}{others}, chunk {chunk} (offset {offset}, {stored_nbytes} bytes): "
+            f"leaf {leaf or 'at the root'}{others}, chunk {chunk} (offset {offset}{of_file}, {stored_nbytes} bytes): "
             f"{error}{advice}",
             rule=error.rule,
             leaf=leaf,
             chunk=chunk,
             offset=offset,
+            file=file,
         )
 
     def _others_of(self, job: Job) -> str:
@@ -251,18 +192,16 @@ class ArrayReader:
             copy_items(out, (whole if entry.axes is None else whole.transpose(entry.axes))[region.selection])
         elif out.size:
             reads = chunk_reads(self.index, array, region)
-            for _, errors in self.read(list(self._region_jobs(array, reads, region, out))):
+            for _, errors in self.read(list(region_jobs(self.index, array, reads, region, out))):
                 for error in errors:
                     raise error
         return out
 
     def mapped(self, wanted: Sequence[int], *, verify: bool) -> dict[int, AnyArray]:
-        """The arrays as views of the mapped file. Raises `NotMappableError` for one that is not stored raw and in
-        one piece, and for what is in no file.
+        """The arrays as views of the mapped file, or data files. Raises `NotMappableError` for one that is not stored
+        raw and in one piece, and for what is in no file.
         """
-        if not isinstance(self.source, LocalFile):
-            raise NotMappableError("mmap=True needs a checkpoint in a file")
-        memory = memoryview(self.source.map())
+        maps = _Maps(self.sources)
         arrays: dict[int, AnyArray] = {}
         for array in wanted:
             entry = self.index.arrays[array]
@@ -271,8 +210,10 @@ class ArrayReader:
                 continue
             rows = slice(self.index.first_chunk[array], self.index.first_chunk[array] + sum(entry.chunk_counts))
             chunks = self.index.chunks
+            file = int(chunks.file[rows.start])
             ends = chunks.offset[rows] + chunks.stored[rows]
-            in_one_piece = entry.cuts is None and bool((ends[:-1] == chunks.offset[rows][1:]).all())
+            follow = bool((ends[:-1] == chunks.offset[rows][1:]).all() and (chunks.file[rows] == file).all())
+            in_one_piece = entry.cuts is None and follow
             if not in_one_piece or bool((chunks.codec[rows] != RAW.number).any()):
                 raise NotMappableError(
                     f"leaf {self.paths.first(array)}: the array is compressed or in several pieces and cannot "
@@ -280,11 +221,10 @@ class ArrayReader:
                     'compression="none", or restore without mmap'
                 )
             start = int(chunks.offset[rows.start]) + (self.index.starts[array] if entry.pooled else 0)
-            flat = np.frombuffer(memory[start : start + self.index.nbytes(array)], np.uint8)
+            flat = np.frombuffer(maps.of(file)[start : start + self.index.nbytes(array)], np.uint8)
             arrays[array] = as_logical(flat.view(self.index.dtypes[entry.dtype]).reshape(entry.stored_shape), entry)
         if verify:
-            in_memory = replace(self, source=BytesSource(memory))
-            for problem in in_memory.damage(wanted, advice=_ADVICE):
+            for problem in replace(self, sources=maps.sources()).damage(wanted, advice=_ADVICE):
                 raise problem
         return arrays
 
@@ -311,7 +251,7 @@ class ArrayReader:
                 values = [(job.array, np.frombuffer(raw, np.uint8).view(dtype))]
             found[job.number] = [(array, function(items)) for array, items in values]
 
-        jobs = [job._replace(put=partial(put, job)) for job in self.jobs(wanted)]
+        jobs = [job._replace(put=partial(put, job)) for job in jobs_of(self.index, wanted)]
         total = sum(job.row.raw for job in jobs)
         done = 0
         for run, errors in self.read(jobs):
@@ -324,14 +264,14 @@ class ArrayReader:
                 progress(Progress(done, total))
 
     def damage(
-        self, wanted: Sequence[int], *, progress: ReportProgress | None = None, advice: str = ""
+        self,
+        wanted: Sequence[int],
+        *,
+        progress: ReportProgress | None = None,
+        advice: str = "",
     ) -> Iterator[CorruptionError]:
         """Read and check every chunk of these arrays; the errors that reading them would raise."""
-        # A chunk may stand in the table many times (C-6), and is read once, for the first leaf that has it.
-        by_offset: dict[int, Job] = {}
-        for job in self.jobs(wanted):
-            by_offset.setdefault(job.row.offset, job)
-        jobs = [by_offset[offset] for offset in sorted(by_offset)]
+        jobs = places_of(self.index, wanted)
         total = sum(job.row.raw for job in jobs)
         done = 0
         for run, errors in self.read(jobs, advice=advice):
@@ -341,48 +281,30 @@ class ArrayReader:
             yield from errors
 
 
-class _Rows:
-    """Rows of the chunk table, made many at a time."""
-
-    def __init__(self, index: Index) -> None:
-        self.index = index
-        self.first = 0
-        self.rows: list[ChunkRow] = []
-
-    def take(self, first: int, count: int) -> list[ChunkRow]:
-        """`count` rows from `first` on."""
-        if first < self.first or first + count > self.first + len(self.rows):
-            self.first = first
-            self.rows = chunk_rows(self.index, first, min(first + max(count, 1024), len(self.index.chunks)))
-        return self.rows[first - self.first : first - self.first + count]
+def check_identity(row: ChunkRow, raw: memoryview) -> None:
+    """Check the identity of a chunk, if it has one (C-14)."""
+    if row.identity and identity(raw) != row.identity:
+        raise CorruptionError("the BLAKE3 of the chunk is not its identity", rule="C-14")
 
 
-def _put_pooled(
-    index: Index,
-    members: Sequence[int],
-    into: Mapping[int, AnyArray],
-    arrays: dict[int, AnyArray],
-    raw: memoryview,
-) -> None:
-    """Take pooled arrays from the raw bytes of their chunk."""
-    dtype = index.dtypes[index.arrays[members[0]].dtype]
-    is_plain = dtype.kind in "biufc"
-    for array in members:
-        entry = index.arrays[array]
-        given = into.get(array)
-        if given is not None:
-            arrays[array] = given
-            copy_items(given, as_logical(array_within(index, array, raw), entry))
-        elif is_plain and entry.axes is None:
-            # The most by far: numpy copies these bit by bit.
-            view: AnyArray = np.ndarray(entry.shape, dtype, raw, index.starts[array])
-            arrays[array] = view.copy()
-        else:
-            arrays[array] = as_logical(array_within(index, array, raw), entry)
+class _Maps:
+    """Files as memory, each mapped when it is first needed."""
 
+    def __init__(self, sources: Sequence[RangedSource]) -> None:
+        self.files = [source for source in sources if isinstance(source, LocalFile)]
+        if len(self.files) != len(sources):
+            raise NotMappableError("mmap=True needs a checkpoint in a file")
+        self.mapped: dict[int, memoryview] = {}
 
-def _placer(read: ChunkRead, region: Box, out: AnyArray) -> Callable[[memoryview], None]:
-    return lambda raw: place_items(read, np.frombuffer(raw, np.uint8).view(out.dtype), region, out)
+    def of(self, number: int) -> memoryview:
+        """The memory of a file."""
+        if number not in self.mapped:
+            self.mapped[number] = memoryview(self.files[number].map())
+        return self.mapped[number]
+
+    def sources(self) -> list[RangedSource]:
+        """The files, those that are mapped as memory."""
+        return [BytesSource(self.mapped[at]) if at in self.mapped else file for at, file in enumerate(self.files)]
 
 
 def _runs(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
@@ -391,7 +313,9 @@ def _runs(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
     raw_nbytes = 0
     for at, job in enumerate(jobs):
         row = job.row
-        apart = row.offset != jobs[at - 1].row.end or row.end - jobs[begin].row.offset > _RUN_NBYTES
+        before = jobs[at - 1].row
+        follows = row.file == before.file and row.offset == before.end
+        apart = not follows or row.end - jobs[begin].row.offset > _RUN_NBYTES
         if at > begin and (apart or raw_nbytes + row.raw > _RUN_NBYTES):
             yield jobs[begin:at]
             begin, raw_nbytes = at, 0

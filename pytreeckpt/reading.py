@@ -91,7 +91,7 @@ def read_footer(source: RangedSource) -> Footer:
 
 
 def read_index(source: RangedSource, footer: Footer, limits: Limits) -> Index:
-    """Read and check the index (F-11 to C-6)."""
+    """Read and check the index (F-11 to C-6, C-11 to C-13). Data files are not looked for."""
     if footer.index_raw_nbytes > limits.index_nbytes:
         raise LimitError(
             f"the index has {footer.index_raw_nbytes} bytes, more than the limit of {limits.index_nbytes}; raise it "
@@ -108,13 +108,15 @@ def read_index(source: RangedSource, footer: Footer, limits: Limits) -> Index:
         raw = bytes(stored) if footer.index_codec == RAW.number else zstd.decompress(stored, footer.index_raw_nbytes)
         if sha256(raw) != footer.root:
             raise CorruptionError("the index is damaged: its SHA-256 is not the root", rule="F-14")
-        return decode_index(raw, index_offset=footer.index_offset, limits=limits)
+        return decode_index(raw, index_offset=footer.index_offset, limits=limits, features=footer.features)
     except MemoryError:
         raise LimitError(f"an index of {footer.index_raw_nbytes} bytes needs more memory than there is") from None
 
 
 class ChunkRow(NamedTuple):
-    """A row of the chunk table. Offset and lengths in bytes."""
+    """A row of the chunk table. Offset, in the file of that number, and lengths in bytes. `identity` is empty in a file
+    without data files.
+    """
 
     offset: int
     stored: int
@@ -122,6 +124,8 @@ class ChunkRow(NamedTuple):
     codec: int
     check: bytes
     digest: bytes
+    file: int = 0
+    identity: bytes = b""
 
     @property
     def end(self) -> int:
@@ -141,7 +145,10 @@ def chunk_rows(index: Index, start: int, stop: int) -> list[ChunkRow]:
     numbers = (column[start:stop].tolist() for column in columns)
     checks = (chunks.check[at : at + 8] for at in range(8 * start, 8 * stop, 8))
     digests = (chunks.digest[at : at + 16] for at in range(16 * start, 16 * stop, 16))
-    return list(map(ChunkRow, *numbers, checks, digests))
+    if not chunks.identity:
+        return list(map(ChunkRow, *numbers, checks, digests))
+    identities = (chunks.identity[at : at + 32] for at in range(32 * start, 32 * stop, 32))
+    return list(map(ChunkRow, *numbers, checks, digests, chunks.file[start:stop].tolist(), identities))
 
 
 def read_chunk(source: RangedSource, row: ChunkRow, itemsize: int, out: memoryview, *, verify: bool = True) -> None:

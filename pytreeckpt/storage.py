@@ -23,12 +23,14 @@ from pytreeckpt.commit import (
     RenameFile,
     StartWriteback,
     SyncDirectory,
+    SyncExisting,
     SyncFile,
     Target,
     WriteFile,
 )
 from pytreeckpt.errors import CheckpointNotFoundError, CorruptionError, NotACheckpointError, StorageError
 from pytreeckpt.linux import reserve, start_writeback
+from pytreeckpt.locks import take_lock
 from pytreeckpt.reading import RangedSource
 
 
@@ -53,6 +55,28 @@ class Storage(Protocol):
 
     def open(self, path: str) -> RangedSource:
         """A file to read. Raises `CheckpointNotFoundError`."""
+        ...
+
+    def names(self, directory: str) -> list[str]:
+        """The names in a directory, sorted; none if there is no such directory."""
+        ...
+
+    def lock(self, path: str) -> Lock:
+        """Take the lock called `path`, in a directory that exists, for as long as this process lives or until it is
+        released. Raises `ConcurrentWriterError` if another one has it, in this process or in another.
+        """
+        ...
+
+
+class Lock(Protocol):
+    """A lock that was taken."""
+
+    def is_held(self) -> bool:
+        """Whether it is held still, and nobody else had it in between."""
+        ...
+
+    def release(self) -> None:
+        """Give it back, once."""
         ...
 
 
@@ -170,6 +194,10 @@ class LocalStorage:
             raise StorageError(f"{path!r} is not a name for a checkpoint")
         if os.path.isdir(path):
             raise StorageError(f"{path} is a directory; give the path of a file in it")
+        if os.path.exists(path) and not os.path.isfile(path):
+            raise StorageError(
+                f"{path} is a device, pipe or socket, not a file to be replaced; give another path"
+            )
         # A file name has at most 255 bytes.
         stem = os.fsdecode(os.fsencode(name)[:200])
         temporary = os.path.join(directory, f".{stem}.{os.getpid()}-{secrets.token_hex(8)}.tmp")
@@ -224,7 +252,10 @@ class LocalStorage:
                 os.unlink(path)
                 self.stages.pop(path, None)
             case SyncDirectory(path):
-                sync_directory(path)
+                sync_name(path, os.O_DIRECTORY)
+            case SyncExisting(path):
+                # Without O_NONBLOCK, opening a FIFO would wait for a writer.
+                sync_name(path, os.O_NONBLOCK | os.O_NOFOLLOW)
 
     def own_stage(self, temporary: str) -> _Stage:
         """The file that is being created, by this process.
@@ -268,6 +299,19 @@ class LocalStorage:
             what = "a directory" if stat.S_ISDIR(status.st_mode) else "not a regular file"
             raise NotACheckpointError(f"{path} is {what}; a checkpoint is a file", rule="F-1")
         return LocalFile(path, descriptor, status.st_size)
+
+    def names(self, directory: str) -> list[str]:
+        """The names in a directory, sorted; none if there is no such directory."""
+        try:
+            return sorted(os.listdir(directory))
+        except FileNotFoundError:
+            return []
+        except OSError as error:
+            raise storage_error(error, f"cannot list {directory}") from error
+
+    def lock(self, path: str) -> Lock:
+        """Take a lock that is a file. Raises `ConcurrentWriterError`, and `StorageError` where there are no locks."""
+        return take_lock(path)
 
 
 def _can_be_encoded(path: str) -> bool:
@@ -324,11 +368,11 @@ def sync(descriptor: int) -> None:
         os.fsync(descriptor)
 
 
-def sync_directory(path: str) -> None:
-    """Make the names in a directory durable."""
+def sync_name(path: str, flags: int) -> None:
+    """Make durable what is there, a file or, with `O_DIRECTORY`, the names in a directory."""
     descriptor = Descriptor()
     try:
-        descriptor.open(path, os.O_RDONLY | os.O_DIRECTORY)
+        descriptor.open(path, os.O_RDONLY | flags)
         sync(descriptor.number)
     finally:
         descriptor.close()

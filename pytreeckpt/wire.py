@@ -16,9 +16,13 @@ Buffer = bytes | bytearray | memoryview
 MAGIC: Final = b"\x89PTCK\r\n\x1a"
 END_MAGIC: Final = MAGIC[::-1]
 VERSION: Final = 1
+DATA_FILES: Final = 1 << 0
+"""The required feature of a file whose chunks lie in further files."""
 ALIGNMENT: Final = 64
 PREAMBLE_NBYTES: Final = 64
 FOOTER_NBYTES: Final = 128
+ROOT_NBYTES: Final = 32
+IDENTITY_NBYTES: Final = 32
 
 _PREAMBLE = struct.Struct("<8sI4sQ40s")
 _FOOTER = struct.Struct("<QQQB7s16s32s24sQ8s8s")
@@ -57,7 +61,9 @@ def sha256(buffer: Buffer) -> bytes:
 
 @dataclass(frozen=True, slots=True)
 class Footer:
-    """Where the index is, how it is stored, and its digests. Lengths and offsets in bytes."""
+    """Where the index is, how it is stored, and its digests; and the features, which stand in the preamble. Lengths and
+    offsets in bytes.
+    """
 
     index_offset: int
     index_stored_nbytes: int
@@ -66,15 +72,16 @@ class Footer:
     index_digest: bytes
     root: bytes
     file_nbytes: int
+    features: int = 0
 
 
-def encode_preamble() -> bytes:
+def encode_preamble(features: int = 0) -> bytes:
     """The 64 bytes with which every file begins."""
-    return _PREAMBLE.pack(MAGIC, VERSION, bytes(4), 0, bytes(40))
+    return _PREAMBLE.pack(MAGIC, VERSION, bytes(4), features, bytes(40))
 
 
 def encode_footer(footer: Footer) -> bytes:
-    """The 128 bytes with which a file ends."""
+    """The 128 bytes with which a file ends; their check covers its preamble too."""
     packed = _FOOTER.pack(
         footer.index_offset,
         footer.index_stored_nbytes,
@@ -88,11 +95,11 @@ def encode_footer(footer: Footer) -> bytes:
         bytes(8),
         END_MAGIC,
     )[:_CHECKED_FOOTER_NBYTES]
-    return packed + xxh64(encode_preamble() + packed) + END_MAGIC
+    return packed + xxh64(encode_preamble(footer.features) + packed) + END_MAGIC
 
 
 def check_preamble(preamble: bytes) -> None:
-    """F-1 to F-3, on the first 64 bytes of a file (or as many as it has)."""
+    """F-1 to F-3, on the first 64 bytes of a file (or as many as it has). Features that are known are no fault."""
     if preamble[:8] != MAGIC:
         raise NotACheckpointError("not a pytreeckpt file: it does not begin with the magic", rule="F-1")
     if len(preamble) < PREAMBLE_NBYTES:
@@ -104,8 +111,9 @@ def check_preamble(preamble: bytes) -> None:
             "damaged: a newer pytreeckpt may read it",
             rule="F-2",
         )
-    if features:
-        bits = ", ".join(str(bit) for bit in range(64) if features >> bit & 1)
+    unknown = features & ~DATA_FILES
+    if unknown:
+        bits = ", ".join(str(bit) for bit in range(64) if unknown >> bit & 1)
         raise FormatVersionError(
             f"the file needs the features {bits}, which this reader does not know; a newer pytreeckpt reads it",
             rule="F-3",
@@ -144,4 +152,5 @@ def decode_footer(preamble: bytes, footer: bytes, file_nbytes: int) -> Footer:
         raise CorruptionError(f"the index at {offset} with {stored} bytes does not end at the footer", rule="F-9")
     if codec not in {0, 2} or (codec == 0 and stored != raw):
         raise CorruptionError(f"the index has codec {codec}, {stored} stored and {raw} raw bytes", rule="F-10")
-    return Footer(offset, stored, raw, codec, digest, root, declared_nbytes)
+    _, _, _, features, _ = _PREAMBLE.unpack(preamble)
+    return Footer(offset, stored, raw, codec, digest, root, declared_nbytes, features)

@@ -6,11 +6,22 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from typing import cast
 
 from pytreeckpt.codecs import Compression
-from pytreeckpt.commit import Durability, IfExists, LinkFile, Operation, RenameFile, Result, Target, commit
+from pytreeckpt.commit import (
+    Durability,
+    IfExists,
+    LinkFile,
+    Operation,
+    RenameFile,
+    Result,
+    SyncDirectory,
+    Target,
+    commit,
+)
 from pytreeckpt.errors import CheckpointExistsError, NotDurableError, PytreeckptError
 from pytreeckpt.pipeline import Progress, ReportProgress, ordered_map, threads_for
-from pytreeckpt.planning import ChunkTask, EncodedBatch, SavePlan, Written, stream
+from pytreeckpt.planning import ChunkTask, SavePlan
 from pytreeckpt.storage import Storage, storage_error, with_errno
+from pytreeckpt.streaming import EncodedBatch, Written, stream
 from pytreeckpt.wire import Buffer
 
 
@@ -56,17 +67,28 @@ def publish(
     if_exists: IfExists,
     durability: Durability,
     before_publishing: Callable[[], None] = lambda: None,
+    named: Callable[[Result], str] | None = None,
 ) -> Result:
     """Write the pieces of a file, of whatever format, and give it its name at once; the result is that of `pieces`.
 
-    `before_publishing` is called when all is written. If this raises, nothing was published, except for
-    `NotDurableError`.
+    `before_publishing` is called when all is written; `named` gives the name, in the directory of `path`, where it
+    depends on the result. If this raises, nothing was published, except for `NotDurableError`.
     """
     if if_exists == "error" and storage.exists(path):
         raise CheckpointExistsError(f'{path} exists; choose another path, or if_exists="replace"')
     target = storage.target(path)
-    operations = commit(target, pieces, if_exists=if_exists, durability=durability)
+    operations = commit(target, pieces, if_exists=if_exists, durability=durability, named=named)
     return _run(storage, target, operations, before_publishing=before_publishing)
+
+
+def make_durable(storage: Storage, directory: str, path: str) -> None:
+    """Make the names in a directory durable, before `path` is published. Raises `StorageError`."""
+    try:
+        storage.apply(SyncDirectory(directory))
+    except PytreeckptError:
+        raise
+    except OSError as error:
+        raise storage_error(error, f"{path} was not published: SyncDirectory failed") from error
 
 
 def _run(

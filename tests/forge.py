@@ -65,9 +65,9 @@ def take_frame(file: bytes) -> tuple[dict[str, Any], bytes]:
     return msgpack.unpackb(raw, strict_map_key=False), file[64:offset]
 
 
-def forge(document: Any, body: bytes = b"", *, codec: int = 0) -> bytes:
+def forge(document: Any, body: bytes = b"", *, codec: int = 0, preamble: bytes = PREAMBLE) -> bytes:
     """A file around any document as its index."""
-    return frame(msgpack.packb(document), body, codec=codec)
+    return frame(msgpack.packb(document), body, codec=codec, preamble=preamble)
 
 
 def pack(format_: str, values: Sequence[Any]) -> bytes:
@@ -213,6 +213,7 @@ def _chunk_table(chunks: Sequence[tuple[bytes, bytes, int]]) -> tuple[dict[str, 
         "codec": bytes(codec for _, _, codec in chunks),
         "check": b"".join(checks),
         "digest": b"".join(digests),
+        "identity": b"",
     }, bytes(body)
 
 

@@ -35,6 +35,7 @@ WIDTHS = {
     ("chunks", "codec"): "B",
     ("chunks", "check"): "Q",
     ("chunks", "digest"): "Q",
+    ("chunks", "identity"): "Q",
 }
 KINDS = [*range(12), *range(16, 22)]
 _INTEGERS = [0, 1, 2, 3, 4, 7, 8, 16, 63, 64, 65, 127, 128, 255, 256, 1000, 65535, 65536, 10**6, 1 << 20, 1 << 30]
@@ -161,9 +162,8 @@ def _change_bytes(document: dict[str, Any], rng: random.Random) -> None:
 
 
 def _change_list(document: dict[str, Any], rng: random.Random) -> None:
-    items = rng.choice(
-        [document["nodes"]["strings"], document["nodes"]["bytes"], document["types"], document["dtypes"]]
-    )
+    nodes = document["nodes"]
+    items = rng.choice([nodes["strings"], nodes["bytes"], document["types"], document["dtypes"], document["files"]])
     place = rng.randrange(len(items)) if items else 0
     match rng.randrange(6):
         case 0 if items:
@@ -257,17 +257,20 @@ _CHANGES: list[tuple[int, Callable[[dict[str, Any], random.Random], None]]] = [
 
 
 def repair_chunks(document: dict[str, Any], body: bytes) -> None:
-    """Make the checks of all chunks right, and their digests where that is possible."""
+    """Make the checks of all chunks of the file itself right, and their digests where that is possible."""
     try:
         chunks = document["chunks"]
         columns = {
             name: struct.iter_unpack("<" + WIDTHS["chunks", name], chunks[name])
-            for name in ("offset", "stored", "codec")
+            for name in ("offset", "stored", "codec", "file")
         }
-        rows = list(zip(columns["offset"], columns["stored"], columns["codec"], strict=False))
+        rows = list(zip(columns["offset"], columns["stored"], columns["codec"], columns["file"], strict=False))
         digests = [chunks["digest"][at : at + 16] for at in range(0, len(chunks["digest"]), 16)]
         checks = []
-        for place, ((offset,), (stored,), (codec,)) in enumerate(rows):
+        for place, ((offset,), (stored,), (codec,), (number,)) in enumerate(rows):
+            if number:
+                checks.append(chunks["check"][8 * place : 8 * place + 8])
+                continue
             bytes_ = body[offset - 64 : offset - 64 + stored] if offset >= 64 else b""
             if codec == 0:
                 digests[place] = xxhash.xxh3_128_digest(bytes_)
@@ -299,6 +302,7 @@ def mutate(file: bytes, seed: int) -> bytes:
     """The file with one or more changes to its index or chunks, all digests of the frame right again."""
     rng = random.Random(seed)
     document, body = take_frame(file)
+    preamble = file[:64]
     for _ in range(rng.choice([1, 1, 1, 2, 3, 6])):
         try:
             rng.choices([change for _, change in _CHANGES], [weight for weight, _ in _CHANGES])[0](document, rng)
@@ -315,5 +319,5 @@ def mutate(file: bytes, seed: int) -> bytes:
             raw[rng.randrange(len(raw))] = rng.choice(
                 [0x91, 0x81, 0xC0, 0xC1, 0xDD, 0xDF, 0xC6, 0xD9, rng.randrange(256)]
             )
-        return frame(bytes(raw), body, codec=rng.choice([0, 2]))
-    return forge(document, body, codec=rng.choice([0, 2]))
+        return frame(bytes(raw), body, codec=rng.choice([0, 2]), preamble=preamble)
+    return forge(document, body, codec=rng.choice([0, 2]), preamble=preamble)

@@ -31,11 +31,12 @@ from pytreeckpt.commit import (
     RenameFile,
     StartWriteback,
     SyncDirectory,
+    SyncExisting,
     SyncFile,
     Target,
     WriteFile,
 )
-from pytreeckpt.errors import CheckpointNotFoundError
+from pytreeckpt.errors import CheckpointNotFoundError, ConcurrentWriterError
 from pytreeckpt.reading import BytesSource
 
 Image = Mapping[str, bytes | None]
@@ -104,6 +105,18 @@ class CrashState:
     image: Image
 
 
+@dataclass(frozen=True, slots=True)
+class SimulatedLock:
+    storage: SimulatedStorage
+    path: str
+
+    def is_held(self) -> bool:
+        return self.path in self.storage.locks
+
+    def release(self) -> None:
+        self.storage.locks.discard(self.path)
+
+
 class SimulatedStorage:
     """A `Storage` in memory that records what it is asked to do. See the module for what it promises, and to whom."""
 
@@ -118,6 +131,7 @@ class SimulatedStorage:
         self.events: list[Event] = []
         self.nodes: list[bytearray | Entries] = [{}]
         self.created: dict[str, int] = {}
+        self.locks: set[str] = set()
         self.open_nodes: dict[str, int] = {}
         for path, content in sorted((image or {}).items()):
             directory, name = self._split(path)
@@ -160,6 +174,20 @@ class SimulatedStorage:
             raise CheckpointNotFoundError(f"there is no checkpoint at {path}")
         return BytesSource(memoryview(bytes(content)))
 
+    def names(self, directory: str) -> list[str]:
+        number = self._lookup(directory)
+        entries = {} if number is None else self.nodes[number]
+        if not isinstance(entries, dict):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR))
+        return sorted(entries)
+
+    def lock(self, path: str) -> SimulatedLock:
+        # Locks are the system's, and are gone after a crash: nothing of them is on the disk.
+        if path in self.locks:
+            raise ConcurrentWriterError(f"{path} is held")
+        self.locks.add(path)
+        return SimulatedLock(self, path)
+
     # Applying operations.
 
     def _fail(self, operation: Operation, number: int) -> None:
@@ -168,6 +196,8 @@ class SimulatedStorage:
                 self._do(WriteFile(path, bytes(data)[: len(data) // 2]))
             case SyncFile(path):
                 self._record(PagesDropped(self.open_nodes[path]))
+            case SyncExisting(path):
+                self._record(PagesDropped(self._found(path)))
             case FinishFile(path):
                 # Whatever close says, the descriptor is gone.
                 del self.open_nodes[path]
@@ -189,6 +219,8 @@ class SimulatedStorage:
                 pass
             case SyncFile(path):
                 self._record(ContentSynced(self.open_nodes[path]))
+            case SyncExisting(path):
+                self._record(ContentSynced(self._found(path)))
             case FinishFile(path):
                 del self.open_nodes[path]
             case RenameFile(source, target):

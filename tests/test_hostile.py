@@ -3,17 +3,20 @@
 Every case is a file of at most a few megabytes. `PYTREECKPT` limits are the defaults unless a case says otherwise.
 """
 
+import hashlib
 import json
 import resource
 import struct
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import msgpack
 import numpy as np
 import pytest
+from blake3 import blake3
 
 import pytreeckpt as ptc
 from tests.forge import (
@@ -23,6 +26,7 @@ from tests.forge import (
     LIST,
     NAMEDTUPLE,
     OBJECT,
+    PREAMBLE,
     RECORD,
     SET,
     TUPLE,
@@ -36,6 +40,7 @@ from tests.forge import (
     leaf,
     pack,
     record,
+    take_frame,
 )
 
 MEMORY_NBYTES = 3 << 30
@@ -231,6 +236,105 @@ CASES: dict[str, tuple[Callable[[], bytes], str]] = {
 }
 
 
+MANIFEST = PREAMBLE[:16] + b"\1" + PREAMBLE[17:]
+
+
+def _manifest(n_rows: int, files: list[Any], file_of_row: Sequence[int], offsets: Sequence[int]) -> bytes:
+    """An array of fills of a byte each, in data files."""
+    chunk = (b"\0", bytes(1), 0)
+    document, _ = document_of(Tree(ARRAY, 0), [ArrayRow("uint8", (1,), None, [[chunk]])])
+    document["arrays"]["shape"] = pack("Q", [n_rows])
+    document["arrays"]["chunk_counts"] = pack("I", [n_rows])
+    document["chunks"] = {name: column * n_rows for name, column in document["chunks"].items()}
+    document["chunks"] |= {
+        "file": np.array(file_of_row, "<u4").tobytes(),
+        "offset": np.array(offsets, "<u8").tobytes(),
+        "identity": blake3(bytes(1)).digest() * n_rows,
+    }
+    document["files"] += files
+    return frame(msgpack.packb(document), codec=2, preamble=MANIFEST)
+
+
+def _entry(number: int, nbytes: int = 320) -> list[Any]:
+    root = hashlib.sha256(struct.pack("<I", number)).digest()
+    return [f"{root.hex()}.ptck", nbytes, root]
+
+
+def _with_data_file(raw_index: bytes, **changes: Any) -> tuple[bytes, dict[str, bytes]]:
+    """A manifest of one chunk, and the data file that it is in, with any index."""
+    data = frame(raw_index, bytes(64), codec=2, **changes)
+    root = data[-80:-48]
+    name = f"{root.hex()}.ptck"
+    return _manifest(1, [[name, len(data), root]], [1], [64]), {name: data}
+
+
+MANY = 4096
+FOLDERS: dict[str, tuple[Callable[[], tuple[bytes, dict[str, bytes]]], str]] = {
+    "more data files than the limit": (
+        lambda: (_manifest(1, [_entry(n) for n in range(MANY + 1)], [1], [64]), {}),
+        "LimitError",
+    ),
+    "200,000 data files": (
+        lambda: (_manifest(1, [_entry(n) for n in range(200_000)], [1], [64]), {}),
+        "LimitError",
+    ),
+    "as many data files as the limit, none of which is there": (
+        lambda: (_manifest(MANY, [_entry(n) for n in range(MANY)], range(1, MANY + 1), [64] * MANY), {}),
+        "CorruptionError",
+    ),
+    "250,000 rows in as many data files as the limit": (
+        lambda: (
+            _manifest(
+                1 << 18,
+                [_entry(n, 1 << 40) for n in range(MANY)],
+                np.arange(1 << 18) % MANY + 1,
+                np.arange(1 << 18) // MANY * 64 + 64,
+            ),
+            {},
+        ),
+        "CorruptionError",
+    ),
+    "250,000 rows that overlap": (
+        lambda: (_manifest(1 << 18, [_entry(0, 1 << 62)], np.ones(1 << 18), np.arange(1 << 18) + 64), {}),
+        "CorruptionError",
+    ),
+    "a data file of nearly 2^63 bytes": (
+        lambda: (_manifest(1, [_entry(0, (1 << 63) - 1)], [1], [(1 << 63) - 256]), {}),
+        "CorruptionError",
+    ),
+    # What is wrong with the index of a data file, `verify` finds.
+    "a data file with an index of 250 MB of zeros": (lambda: _with_data_file(bytes(250 << 20)), "value"),
+    "a data file whose index declares 2^62 bytes": (lambda: _with_data_file(b"\xc0", raw_nbytes=1 << 62), "value"),
+    "a data file 5 million nodes deep": (
+        lambda: _with_data_file(msgpack.packb(take_frame(_deep_stream(5_000_000))[0])),
+        "value",
+    ),
+}
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="memory is limited by RLIMIT_AS")
+@pytest.mark.parametrize(("make", "expected"), FOLDERS.values(), ids=FOLDERS)
+def test_a_folder_made_to_exhaust_ends_in_a_value_or_an_error(tmp_path, make, expected):
+    manifest, files = make()
+    (tmp_path / "x").write_bytes(manifest)
+    (tmp_path / "data").mkdir()
+    for name, data in files.items():
+        (tmp_path / "data" / name).write_bytes(data)
+    kind, message, verified = _judged(tmp_path / "x")
+    assert kind == expected, message
+    assert verified is False
+
+
+def _judged(path: Path) -> tuple[str, str, object]:
+    assert path.stat().st_size < 64 << 20
+    run = subprocess.run(
+        [sys.executable, "-c", RUN, str(path)], capture_output=True, text=True, timeout=TIME_S, check=False
+    )
+    assert run.returncode == 0, run.stderr[-2000:]
+    kind, message, verified = json.loads(run.stdout)
+    return kind, message, verified
+
+
 def _with_chunk_of(raw_nbytes: int) -> bytes:
     document, body = document_of(Tree(ARRAY, 0), [ArrayRow("uint8", (1,), None, [[_chunk(1)]])])
     document["arrays"]["shape"] = pack("Q", [raw_nbytes])
@@ -272,12 +376,7 @@ def _doubling_struct(depth: int) -> bytes:
 def test_a_file_made_to_exhaust_ends_in_a_value_or_an_error(tmp_path, make, expected):
     path = tmp_path / "x"
     path.write_bytes(make())
-    assert path.stat().st_size < 64 << 20
-    run = subprocess.run(
-        [sys.executable, "-c", RUN, str(path)], capture_output=True, text=True, timeout=TIME_S, check=False
-    )
-    assert run.returncode == 0, run.stderr[-2000:]
-    kind, message, verified = json.loads(run.stdout)
+    kind, message, verified = _judged(path)
     assert kind == expected, message
     assert verified in {True, False}
 

@@ -12,7 +12,7 @@ from hypothesis import given
 
 import pytreeckpt as ptc
 from pytreeckpt import planning
-from pytreeckpt.index import ArrayTable, encode_index
+from pytreeckpt.index import ArrayTable, Chunks, encode_index
 from pytreeckpt.index_decoding import decode_index
 from tests import strategies as some
 from tests.forge import (
@@ -45,7 +45,7 @@ def test_encoding_a_decoded_index_gives_the_same_bytes(tree):
     raw = msgpack.packb(document)
     index = decode_index(raw, index_offset=64 + len(body), limits=ptc.current_limits())
     table = ArrayTable(index.descriptors, index.arrays, index.inline, index.pools)
-    assert encode_index(index.nodes, table, index.chunks) == raw
+    assert encode_index(index.nodes, table, index.chunks, index.files) == raw
 
 
 def decode(document: Any, body: bytes = b"") -> Any:
@@ -279,7 +279,9 @@ BROKEN: list[tuple[str, str, Change]] = [
     ("C-1", "a length that is false", put("files", [["", False, b""]])),
     ("C-1", "a length that is a float", put("files", [["", 0.0, b""]])),
     ("C-1", "a root that is a text", put("files", [["", 0, ""]])),
-    ("C-1", "a chunk in another file", entry("chunks", "file", "I", 1, 1)),
+    ("C-11", "a chunk in another file", entry("chunks", "file", "I", 1, 1)),
+    ("C-12", "identities without data files", put("chunks", "identity", bytes(5 * 32))),
+    ("I-3", "an identity of 31 bytes", put("chunks", "identity", bytes(31))),
     ("C-2", "an unknown codec", entry("chunks", "codec", "B", 0, 200)),
     ("C-3", "a raw length of 0", both(entry("chunks", "raw", "I", 0, 0), entry("chunks", "raw", "I", 1, 240))),
     (
@@ -441,3 +443,12 @@ def test_planning_and_reading_agree_on_what_is_inline(monkeypatch):
             n > 0 and n > inline_nbytes for n in (0, 1, 255, 256, 257, 1000)
         ]
         assert [array.tolist() for array in decode(document, body)[:6]] == [array.tolist() for array in tree[:6]]
+
+
+@pytest.mark.parametrize("n_rows", [0, 1, 5000])
+def test_rows_by_file_ascend(n_rows):
+    file = np.random.default_rng(n_rows).integers(0, 4, n_rows).astype("<u4")
+    column = np.zeros(n_rows, np.int64)
+    chunks = Chunks(column, column, column, column, b"", b"", file)
+    found = chunks.by_file(3)
+    assert [rows.tolist() for rows in found] == [np.flatnonzero(file == number).tolist() for number in range(4)]

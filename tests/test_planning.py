@@ -16,7 +16,8 @@ from pytreeckpt.expand import make_expand
 from pytreeckpt.flatten import flatten
 from pytreeckpt.limits import current_limits
 from pytreeckpt.pipeline import ordered_map
-from pytreeckpt.planning import plan_save, stream
+from pytreeckpt.planning import plan_save
+from pytreeckpt.streaming import stream
 from tests import strategies as some
 from tests.exact import assert_same, item_bytes
 from tests.forge import take_frame

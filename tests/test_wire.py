@@ -7,7 +7,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import pytreeckpt as ptc
-from pytreeckpt.wire import Footer, align, check_preamble, decode_footer, encode_footer, encode_preamble, padding
+from pytreeckpt.wire import (
+    DATA_FILES,
+    Footer,
+    align,
+    check_preamble,
+    decode_footer,
+    encode_footer,
+    encode_preamble,
+    padding,
+)
 from tests.forge import MAGIC, PREAMBLE, document_of, frame
 from tests.strategies import TREES
 
@@ -37,10 +46,12 @@ def test_padding_is_what_is_missing_to_the_next_multiple(nbytes):
     st.integers(0, (1 << 64) - 1),
     st.binary(min_size=16, max_size=16),
     st.binary(min_size=32, max_size=32),
+    st.sampled_from([0, DATA_FILES]),
 )
-def test_a_footer_comes_back(blocks, stored, raw_nbytes, digest, root):
-    footer = Footer(64 * blocks, stored, raw_nbytes, 2, digest, root, 64 * blocks + align(stored) + 128)
-    assert decode_footer(encode_preamble(), encode_footer(footer), footer.file_nbytes) == footer
+def test_a_footer_comes_back(blocks, stored, raw_nbytes, digest, root, features):
+    nbytes = 64 * blocks + align(stored) + 128
+    footer = Footer(64 * blocks, stored, raw_nbytes, 2, digest, root, nbytes, features)
+    assert decode_footer(encode_preamble(features), encode_footer(footer), footer.file_nbytes) == footer
 
 
 @given(TREES, st.data())
@@ -78,6 +89,12 @@ def test_arbitrary_bytes_after_the_magic_are_refused(data):
 def test_the_preamble_is_the_one_of_the_specification():
     assert encode_preamble() == PREAMBLE
     check_preamble(PREAMBLE)
+    check_preamble(_preamble(features=1))
+
+
+def test_an_unknown_feature_is_named_and_a_known_one_is_not():
+    with pytest.raises(ptc.FormatVersionError, match=r"needs the features 1, 63, which"):
+        check_preamble(_preamble(features=3 + (1 << 63)))
 
 
 def _preamble(**changes):
@@ -92,7 +109,8 @@ CASES = {
     "part of the magic": ("F-1", MAGIC[:7]),
     "version 0": ("F-2", frame(raw(), preamble=_preamble(version=0))),
     "version 2": ("F-2", frame(raw(), preamble=_preamble(version=2))),
-    "the feature data-files": ("F-3", frame(raw(), preamble=_preamble(features=1))),
+    "the feature 1": ("F-3", frame(raw(), preamble=_preamble(features=2))),
+    "the features data-files and 63": ("F-3", frame(raw(), preamble=_preamble(features=1 + (1 << 63)))),
     "all features": ("F-3", frame(raw(), preamble=_preamble(features=(1 << 64) - 1))),
     "only the magic": ("F-4", MAGIC),
     "only the preamble": ("F-4", PREAMBLE),

@@ -117,12 +117,12 @@ def first_values(checkpoint: Checkpoint, array: int) -> list[str]:
 
 
 _HEADER: Final = ("chunk", "offset", "stored", "raw", "", "codec", "items", "digest")
-_LEFT: Final = (5, 7)
+_LEFT: Final = (5, 7, 8)
 
 
 def _chunk_lines(outline: Outline, array: int, *, everything: bool) -> list[Line]:
     """The chunks of an array as a table: where each lies, how it is stored, and which items of its box it holds."""
-    chunks = outline.index.chunks
+    chunks, files = outline.index.chunks, outline.index.files
     reads = chunk_reads(outline.index, array)
     shown = reads if everything else reads[:_MAX_LISTED]
     body: list[Sequence[str]] = []
@@ -139,17 +139,20 @@ def _chunk_lines(outline: Outline, array: int, *, everything: bool) -> list[Line
                 CODECS[int(chunks.codec[row])].name,
                 f"{read.start:,} to {read.stop:,}",
                 chunks.digest[16 * row : 16 * row + 16].hex()[:16] + "…",
+                # Enough of the name to find it.
+                *([files[number - 1].name[:16] + "…" if (number := int(chunks.file[row])) else ""] if files else []),
             )
         )
-    cells = [_HEADER, *body]
-    widths = [max(len(row[column]) for row in cells) for column in range(len(_HEADER))]
+    header = (*_HEADER, "data file") if files else _HEADER
+    cells = [header, *body]
+    widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines: list[Line] = []
     for row_cells in cells:
         padded = [
             cell.ljust(width) if column in _LEFT else cell.rjust(width)
             for column, (cell, width) in enumerate(zip(row_cells, widths, strict=True))
         ]
-        lines.append([Span("  " + "  ".join(padded), "note" if row_cells is _HEADER else "number")])
+        lines.append([Span("  " + "  ".join(padded), "note" if row_cells is header else "number")])
     if len(shown) < len(reads):
         lines.append([Span(f"  … {count(len(reads) - len(shown), 'more chunk')}; --all shows every one", "note")])
     return lines

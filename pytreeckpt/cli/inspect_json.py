@@ -10,6 +10,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+import numpy as np
+
 from pytreeckpt import nodes as n
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.cli.encoding import Encoded, dumps, encode_item, encode_items, encode_object, encode_plain
@@ -21,7 +23,7 @@ from pytreeckpt.cli.selected import Selected
 from pytreeckpt.cli.statistics import Statistics
 from pytreeckpt.cli.values import scalar_of
 from pytreeckpt.codecs import CODECS
-from pytreeckpt.index import Index
+from pytreeckpt.index import Index, IntArray
 from pytreeckpt.nodes import Visit, leaf_value, walk
 from pytreeckpt.objects import ClassKind
 from pytreeckpt.paths import Path
@@ -78,8 +80,25 @@ def _file(checkpoint: Checkpoint) -> Record:
         "index_stored_nbytes": None if footer is None else footer.index_stored_nbytes,
         "arrays": len(checkpoint.index.arrays),
         "chunks": len(checkpoint.index.chunks),
+        "file_nbytes": None if footer is None else footer.file_nbytes,
+        "data_files": list(_data_files(checkpoint.index)),
         "notes": list(checkpoint.notes),
     }
+
+
+def _data_files(index: Index) -> Iterator[Record]:
+    for file, used_nbytes in zip(index.files, used_of_data_files(index), strict=True):
+        yield {"name": file.name, "nbytes": file.nbytes, "used_nbytes": used_nbytes}
+
+
+def used_of_data_files(index: Index) -> list[int]:
+    """How many stored bytes of chunks lie in each data file, those of several rows once."""
+    return [_used_nbytes(index, rows) for rows in index.chunks.by_file(len(index.files))[1:]]
+
+
+def _used_nbytes(index: Index, rows: IntArray) -> int:
+    _, first = np.unique(index.chunks.offset[rows], return_index=True)
+    return int(index.chunks.stored[rows][first].sum())
 
 
 def _training(checkpoint: Checkpoint, selected: Selected) -> Record | None:
@@ -190,7 +209,9 @@ def _chunks(index: Index, array: int) -> Iterator[Record]:
     chunks = index.chunks
     for read in chunk_reads(index, array):
         row = read.row
+        file = int(chunks.file[row])
         yield {
+            "file": index.files[file - 1].name if file else None,
             "offset": int(chunks.offset[row]),
             "stored_nbytes": int(chunks.stored[row]),
             "nbytes": int(chunks.raw[row]),

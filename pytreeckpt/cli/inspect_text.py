@@ -11,6 +11,7 @@ from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.cli.branches import Branch
 from pytreeckpt.cli.describe import Description, is_value
 from pytreeckpt.cli.inspect_array import array_lines
+from pytreeckpt.cli.inspect_json import used_of_data_files
 from pytreeckpt.cli.inspect_training import summary_of, training_lines
 from pytreeckpt.cli.layout import Column, Line, Span, fields, paragraph, table
 from pytreeckpt.cli.names import dtype_text, path_text
@@ -22,6 +23,7 @@ from pytreeckpt.cli.statistics_text import COLUMNS, alarm, cells, summary
 from pytreeckpt.cli.text import amount, count, percent, shorten, size, visible
 from pytreeckpt.cli.values import value_text
 from pytreeckpt.cli.view import View, rows, unfold
+from pytreeckpt.index import DATA_FOLDER
 from pytreeckpt.wire import VERSION
 
 _SIZES: Final = (Column("elements", 2), Column("size"), Column("stored", 3), Column("", 1))
@@ -94,6 +96,7 @@ def _header(checkpoint: Checkpoint, selected: Selected, width: int | None) -> li
     summed = totals(outline, [outline.tree])
     pairs = [
         ("file", _file_text(checkpoint)),
+        ("data", _data_files_text(checkpoint)),
         ("leaves" if selected.pattern is None else "matching", _leaves_text(summed)),
     ]
     if summed.n_arrays:
@@ -116,6 +119,17 @@ def _file_text(checkpoint: Checkpoint) -> str:
     if checkpoint.root is None:
         return f"{size(checkpoint.nbytes)}, {visible(checkpoint.format)}"
     return f"{size(checkpoint.nbytes)}, format version {VERSION}, root {checkpoint.root[:16]}…"
+
+
+def _data_files_text(checkpoint: Checkpoint) -> str:
+    """Where the bytes of a manifest are, and how many of those there it uses."""
+    index, footer = checkpoint.index, checkpoint.footer
+    if not index.files or footer is None:
+        return ""
+    nbytes = checkpoint.nbytes - footer.file_nbytes
+    among = f"{count(len(index.files), 'data file')} of {size(nbytes)} in {DATA_FOLDER}/"
+    used_nbytes = sum(used_of_data_files(index))
+    return f"{among}, which hold {size(used_nbytes)} of its chunks; the file itself has {size(footer.file_nbytes)}"
 
 
 def _leaves_text(summed: Totals) -> str:

@@ -70,7 +70,7 @@ def _check(path: str, terminal: Terminal) -> _Outcome:
     except PytreeckptError as error:
         code = code_of(error)
         kind = "corrupt" if code == DAMAGED else "unreadable"
-        place = {"rule": getattr(error, "rule", None), "leaf": None, "chunk": None, "offset": None}
+        place = {"rule": getattr(error, "rule", None), "leaf": None, "chunk": None, "offset": None, "file": None}
         return _Outcome(path, code, None, [{"kind": kind, **place, "message": str(error)}])
     return _Outcome(path, FINE if report.ok else DAMAGED, report, [asdict(problem) for problem in report.problems])
 
@@ -90,7 +90,10 @@ def _facts(report: VerifyReport) -> str:
     """What is in a file that is fine, and how much of it could be checked."""
     arrays = count(report.n_arrays, "array")
     if report.root is not None:
-        return f"{arrays}, {count(report.n_chunks, 'chunk')}, root {report.root[:16]}…"
+        chunks = count(report.n_chunks, "chunk")
+        if report.n_data_files:
+            chunks += f", {count(report.n_data_files, 'data file')}"
+        return f"{arrays}, {chunks}, root {report.root[:16]}…"
     if report.coverage == "checksums":
         return f"{arrays}, {visible(report.format)}: {count(report.n_checks, 'checksum')} and the structure"
     return f"{arrays}, {visible(report.format)}: the structure only, for want of checksums"
@@ -126,6 +129,7 @@ def _record(outcome: _Outcome) -> Mapping[str, object]:
         "format": report.format,
         "coverage": report.coverage,
         "checks": report.n_checks,
+        "data_files": report.n_data_files,
     }
 
 

@@ -24,7 +24,7 @@ from pytreeckpt.reading import BytesSource, flat_bytes
 # Arrays that are in memory already and are as small as this are in the index, where `inspect` shows their values.
 _INLINE_NBYTES: Final = 256
 _NONE: Final = np.zeros(0, np.int64)
-_NO_CHUNKS: Final = Chunks(_NONE, _NONE, _NONE, _NONE, b"", b"")
+_NO_CHUNKS: Final = Chunks(_NONE, _NONE, _NONE, _NONE, b"", b"", _NONE)
 
 
 def index_of(foreign: ForeignTree, limits: Limits) -> tuple[Index, Mapping[int, ForeignArray]]:

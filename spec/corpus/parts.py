@@ -36,6 +36,7 @@ __all__ = [
     "of_arrays",
     "of_nodes",
     "pack_index",
+    "padded",
     "place_chunks",
     "take_apart",
 ]
@@ -56,7 +57,16 @@ COLUMNS = {
         "chunk_counts": "I",
         "pools": "I",
     },
-    "chunks": {"file": "I", "offset": "Q", "stored": "I", "raw": "I", "codec": "B", "check": "8s", "digest": "16s"},
+    "chunks": {
+        "file": "I",
+        "offset": "Q",
+        "stored": "I",
+        "raw": "I",
+        "codec": "B",
+        "check": "8s",
+        "digest": "16s",
+        "identity": "32s",
+    },
 }
 
 Document = dict[str, Any]  # the index, its columns as lists
@@ -137,7 +147,7 @@ def pack_column(value: Any, code: str | None) -> Any:
 
 def take_apart(data: bytes) -> File:
     """The parts of a valid file, with its index stored raw."""
-    raw, offset = reader.read_frame(memoryview(data))
+    raw, offset, _ = reader.read_frame(memoryview(data))
     index = msgpack.unpackb(raw)
     for name, codes in COLUMNS.items():
         for key, code in codes.items():

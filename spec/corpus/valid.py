@@ -3,8 +3,8 @@
 import math
 from argparse import Namespace
 from collections import Counter, OrderedDict, defaultdict, deque
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
 from itertools import pairwise, permutations, product
 from pathlib import PurePosixPath, PureWindowsPath
 from types import SimpleNamespace
@@ -23,7 +23,7 @@ from spec.corpus.frames import RLE, block, zstd_frame
 from spec.corpus.parts import FILL, PLANES, RAW, ZSTD, Chunk, File, Row, of_arrays, pack_index, take_apart
 from spec.corpus.planes import Plane, join, plane_of, planes_chunk
 
-__all__ = ["UNKNOWN", "Valid", "of_tree", "valid_vectors"]
+__all__ = ["BY_HAND", "UNKNOWN", "Valid", "of_tree", "valid_vectors"]
 
 UNKNOWN: Any = object()
 """In place of a tree: the library may not be able to hold it on this platform."""
@@ -31,12 +31,13 @@ UNKNOWN: Any = object()
 
 @dataclass(frozen=True)
 class Valid:
-    """A vector: the bytes of a file, and what it holds."""
+    """A vector: the bytes of a file, what it holds, and its data files by their names."""
 
     name: str
     data: bytes
     tree: Any
     metadata: Any = None
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
 
 def of_tree(
@@ -620,8 +621,8 @@ def chunks_identical_rows() -> tuple[File, Any]:
         Row("float32", [4, 10], None, [[chunks[1], chunks[0]]]),
     )
     places = [0, 1, 0, 1, 0]
-    columns = {name: [column[at] for at in (0, 1)] for name, column in file.index["chunks"].items()}
-    file.index["chunks"] = {name: [column[at] for at in places] for name, column in columns.items()}
+    columns = {name: column[:2] for name, column in file.index["chunks"].items()}
+    file.index["chunks"] = {name: [column[at] for at in places if column] for name, column in columns.items()}
     file.body = file.body[: 128 + 64]
     a = np.frombuffer(first + second + first, "<f4")
     return file, [a, np.frombuffer(second + first, "<f4").reshape(4, 10)]

@@ -1,8 +1,9 @@
 """The reference reader of the pytreeckpt format, version 1, from format-v1.md and registries.md alone.
 
 It shares no code with the library, so that two implementations of one text check each other. It reads a whole file
-and checks every rule, in the order of section 9: frame, index, tables, nodes, ranges, chunks. Any bytes give a result
-or `Refused`. `read` makes Python values; the command line prints the neutral form that vectors/README.md defines.
+and checks every rule, in the order of section 9: frame, index, tables, nodes, ranges, data files, chunks. Any bytes
+give a result or `Refused`. `read` makes Python values; the command line prints the neutral form that
+vectors/README.md defines.
 
     python reader.py FILE
 """
@@ -32,7 +33,7 @@ __all__ = ["Checkpoint", "Record", "Refused", "decode", "main", "neutral", "read
 # What this reader is willing to do for one file (section 9, "Limits").
 LIMIT = "limit"
 MAX_INDEX_NBYTES, MAX_CHUNK_NBYTES, MAX_ARRAYS_NBYTES = 256 << 20, 256 << 20, 1 << 30
-MAX_NODES, MAX_DEPTH, MAX_KEY_DEPTH = 30_000_000, 10_000, 100
+MAX_NODES, MAX_DEPTH, MAX_KEY_DEPTH, MAX_DATA_FILES = 30_000_000, 10_000, 100, 4096
 
 
 class Refused(Exception):  # noqa: N818 - a verdict on the file, not an error of the reader
@@ -52,20 +53,23 @@ def require(condition: object, rule: str, message: str) -> None:
 
 MAGIC = b"\x89PTCK\r\n\x1a"
 RAW, FILL, ZSTD, PLANES = range(4)
+DATA_FILES = 1
 
 
 def align(nbytes: int) -> int:
     return -(-nbytes // 64) * 64
 
 
-def read_frame(data: memoryview) -> tuple[bytes, int]:
-    """Return the raw index and its offset."""
+def read_frame(data: memoryview) -> tuple[bytes, int, int]:
+    """Return the raw index, its offset, and the required features."""
     length, preamble, footer = len(data), bytes(data[:64]), bytes(data[-128:])
     require(preamble[:8] == MAGIC, "F-1", "not a pytreeckpt file")
     require(length >= 64, "F-4", f"{length} bytes are too few for a file")
     version, zero, features = struct.unpack_from("<IIQ", preamble, 8)
     require(version == 1, "F-2", f"format version {version} is unknown; the file need not be damaged")
-    require(features == 0, "F-3", f"required features {features:#x} are unknown; the file need not be damaged")
+    require(
+        features in (0, DATA_FILES), "F-3", f"required features {features:#x} are unknown; the file need not be damaged"
+    )
     require(length >= 192, "F-4", f"{length} bytes are too few for a file")
     require(footer[120:] == MAGIC[::-1], "F-5", "no end magic: the file is torn")
     check = xxhash.xxh3_64_digest(preamble + footer[:112])
@@ -87,7 +91,7 @@ def read_frame(data: memoryview) -> tuple[bytes, int]:
     # F-13 cannot be broken alone: F-10 has settled it for a raw index, Z-2 and Z-5 do for zstd.
     raw = bytes(stored) if codec == RAW else read_zstd(stored, raw_nbytes, "index")
     require(hashlib.sha256(raw).digest() == footer[48:80], "F-14", "index: its SHA-256 is not the root")
-    return raw, offset
+    return raw, offset, features
 
 
 def read_zstd(stored: memoryview, nbytes: int, where: str) -> bytes:
@@ -117,7 +121,7 @@ SCHEMA_TEXT = """
     dtypes :[]
     arrays dtype:u4 rank:u1 shape:u8 layout:u1 axes:u1 cut_counts:u4 cuts:u8 chunk_counts:u4 pools:u4
     inline :bin
-    chunks file:u4 offset:u8 stored:u4 raw:u4 codec:u1 check:V8 digest:V16
+    chunks file:u4 offset:u8 stored:u4 raw:u4 codec:u1 check:V8 digest:V16 identity:V32
     files :[]
 """
 SCHEMA = {
@@ -125,7 +129,7 @@ SCHEMA = {
     for name, *columns in map(str.split, SCHEMA_TEXT.strip().splitlines())
     for key, form in (column.split(":") for column in columns)
 }
-CHUNK_COLUMNS = [key for name, key in SCHEMA if name == "chunks"]
+CHUNK_COLUMNS = [key for name, key in SCHEMA if name == "chunks" and key != "identity"]
 
 
 def read_index(raw: bytes) -> dict[str, Any]:
@@ -511,7 +515,8 @@ def leaf_value(kind: int, payload: bytes) -> object:
 
 # Section 8: chunks.
 
-Row = tuple[int, int, int, int, int, bytes, bytes]  # as in the columns of the table
+# As in the columns of the table; the identity is empty where there is none.
+Row = tuple[int, int, int, int, int, bytes, bytes, bytes]
 
 
 def pools_of(arrays: list[Array], index: dict[str, Any]) -> list[tuple[str, list[Array]]]:
@@ -525,7 +530,7 @@ def pools_of(arrays: list[Array], index: dict[str, Any]) -> list[tuple[str, list
 
 def check_rows(rows: Iterable[Row], nbytes: int, size: int, where: str) -> None:
     """Check the rows of a box or pool of so many bytes."""
-    for _, offset, stored, raw, codec, check, digest in rows:
+    for _, offset, stored, raw, codec, check, digest, _ in rows:
         require(codec <= PLANES, "C-2", f"{where}: codec {codec} at {offset} is unknown")
         require(raw >= 1 and raw % size == 0, "C-3", f"{where}: {raw} bytes at {offset} in items of {size}")
         require(raw <= MAX_CHUNK_NBYTES, LIMIT, f"{where}: {raw} bytes at {offset}")
@@ -536,35 +541,72 @@ def check_rows(rows: Iterable[Row], nbytes: int, size: int, where: str) -> None:
     require(nbytes == 0, "C-3", f"{where}: its chunks miss it by {nbytes} bytes")
 
 
-def read_chunk_table(index: dict[str, Any], arrays: list[Array], index_offset: int) -> list[Row]:
-    require(msgpack.packb(index["files"]) == msgpack.packb([["", 0, b""]]), "C-1", "files: not that of this file alone")
-    require(not any(index["chunks"]["file"]), "C-1", "chunks: a row lies in another file")
-    table: list[Row] = list(zip(*index["chunks"].values(), strict=True))
+class DataFile(NamedTuple):
+    name: str
+    nbytes: int
+    root: bytes
+
+
+def read_files(index: dict[str, Any], features: int) -> list[DataFile]:
+    entries, used = index["files"], [number for number in index["chunks"]["file"] if number]
+    begins = entries and msgpack.packb(entries[0]) == msgpack.packb(["", 0, b""])
+    require(begins, "C-1", "files: does not begin with this file")
+    require((len(entries) > 1) == (features == DATA_FILES), "C-1", f"files: {len(entries)}, with features {features}")
+    require(len(entries) <= 1 + MAX_DATA_FILES, LIMIT, f"files: {len(entries) - 1} data files")
+    for number, entry in enumerate(entries[1:], 1):
+        formed = isinstance(entry, list) and [type(part) for part in entry] == [str, int, bytes]
+        require(formed and 0 <= entry[1] < 2**63, "C-1", f"files: entry {number} is not [name, nbytes, root]")
+        right = len(entry[2]) == 32 and entry[0] == f"{entry[2].hex()}.ptck"
+        require(right, "C-1", f"files: entry {number} is not named by its root")
+    require(distinct([root for _, _, root in entries]), "C-1", "files: entries of the same root")
+    check_first_use([number - 1 for number in used], len(entries) - 1, "C-11", "files")
+    due = len(index["chunks"]["file"]) if features else 0
+    found = len(index["chunks"]["identity"])
+    require(found == due, "C-12", f"chunks: {found} identities, {due} are due")
+    return [DataFile(*entry) for entry in entries[1:]]
+
+
+def read_chunk_table(
+    index: dict[str, Any], arrays: list[Array], index_offset: int, files: list[DataFile]
+) -> list[tuple[Row, int]]:
+    """Return the rows, each with the itemsize that it is for."""
+    columns = index["chunks"] | {"identity": index["chunks"]["identity"] or [b""] * len(index["chunks"]["file"])}
+    table: list[Row] = list(zip(*columns.values(), strict=True))
     rows = iter(table)
+    sizes: list[int] = []
     for number, array in enumerate(arrays):
         for box, count in zip(product(*array.pieces), array.chunk_counts, strict=False):
             nbytes = array.dtype.itemsize * math.prod(high - low for low, high in box)
             check_rows(islice(rows, count), nbytes, array.dtype.itemsize, f"array {number}, box {box}")
+            sizes += [array.dtype.itemsize] * count
     for (where, members), count in zip(pools_of(arrays, index), index["arrays"]["pools"], strict=True):
         of_pool = list(islice(rows, count))
         check_rows(of_pool, sum(member.nbytes for member in members), members[0].dtype.itemsize, where)
+        sizes += [members[0].dtype.itemsize] * count
         ends = set(accumulate(member.nbytes for member in members))
         require(ends.issuperset(accumulate(row[3] for row in of_pool)), "A-10", f"{where}: an array in two chunks")
-    firsts: dict[int, Row] = {}
+    firsts: dict[tuple[int, int], Row] = {}
     due = 64
     for row in table:
-        _, offset, stored, *_ = row
-        first = firsts.setdefault(offset, row)
-        require(first == row, "C-6", f"two rows for offset {offset} differ")
-        if first is row:
+        file, offset, stored, *_ = row
+        first = firsts.setdefault((file, offset), row)
+        require(first == row, "C-13" if file else "C-6", f"two rows for offset {offset} of file {file} differ")
+        if first is row and not file:
             require(offset == due, "C-6", f"chunk at {offset}, not at {due}")
             due = align(due + stored)
     require(due == index_offset, "C-6", f"the chunks end at {due}, the index begins at {index_offset}")
-    return table
+    last = (0, 0)
+    for place in sorted(place for place in firsts if place[0]):
+        file, offset = place
+        due = last[1] if last[0] == file else 64
+        last = file, align(offset + firsts[place][2])
+        fits = offset % 64 == 0 and due <= offset and last[1] <= files[file - 1].nbytes - 192
+        require(fits, "C-13", f"chunk at {offset} of {files[file - 1].name} is not by itself among its chunks")
+    return list(zip(table, sizes, strict=True))
 
 
 def read_chunk(data: memoryview, row: Row, itemsize: int, where: str) -> bytes:
-    _, offset, nbytes, raw_nbytes, codec, check, digest = row
+    _, offset, nbytes, raw_nbytes, codec, check, digest, identity = row
     where, end = f"{where}, chunk at {offset}", offset + nbytes
     stored = data[offset:end]
     require(not any(data[end : align(end)]), "C-7", f"{where}: bytes after it are not zero")
@@ -576,6 +618,7 @@ def read_chunk(data: memoryview, row: Row, itemsize: int, where: str) -> bytes:
     else:
         raw = read_zstd(stored, raw_nbytes, where) if codec == ZSTD else bytes(stored) * (raw_nbytes // nbytes)
     require(xxhash.xxh3_128_digest(raw) == digest, "C-10", f"{where}: wrong digest")
+    require(not identity or blake3(raw) == identity, "C-14", f"{where}: wrong identity")
     return raw
 
 
@@ -611,23 +654,94 @@ def read_planes(stored: memoryview, raw_nbytes: int, itemsize: int, where: str) 
     return words.tobytes()
 
 
-def read_contents(data: memoryview, arrays: list[Array], index: dict[str, Any], table: list[Row]) -> None:
-    rows = iter(table)
+def read_contents(
+    sources: list[memoryview], arrays: list[Array], index: dict[str, Any], table: list[tuple[Row, int]]
+) -> None:
+    rows = (row for row, _ in table)
     for number, array in enumerate(arrays):
         if array.chunk_counts:
             items = np.empty(array.stored_shape, f"V{array.dtype.itemsize}")
             for box, count in zip(product(*array.pieces), array.chunk_counts, strict=True):
-                raw = b"".join(read_chunk(data, row, items.itemsize, f"array {number}") for row in islice(rows, count))
+                read = (
+                    read_chunk(sources[row[0]], row, items.itemsize, f"array {number}") for row in islice(rows, count)
+                )
+                raw = b"".join(read)
                 shape, place = [high - low for low, high in box], tuple(slice(low, high) for low, high in box)
                 items[place] = np.frombuffer(raw, items.dtype).reshape(shape)
             array.content = items.tobytes()
     for (where, members), count in zip(pools_of(arrays, index), index["arrays"]["pools"], strict=True):
         left = iter(members)
         for row in islice(rows, count):
-            raw = read_chunk(data, row, members[0].dtype.itemsize, where)
+            raw = read_chunk(sources[row[0]], row, members[0].dtype.itemsize, where)
             while raw:
                 member = next(left)
                 member.content, raw = raw[: member.nbytes], raw[member.nbytes :]
+
+
+# BLAKE3, from the paper: many chunks (of BLAKE3: 1024 bytes of input) at once, or two values into one of a parent.
+
+IV_TEXT = "6a09e667 bb67ae85 3c6ef372 a54ff53a 510e527f 9b05688c 1f83d9ab 5be0cd19"
+IV = np.array([int(word, 16) for word in IV_TEXT.split()], "<u4")
+PERMUTATION = [2, 6, 3, 10, 7, 0, 4, 13, 1, 11, 12, 5, 9, 14, 15, 8]
+CHUNK_START, CHUNK_END, PARENT, ROOT = 1, 2, 4, 8
+Words = np.ndarray[Any, np.dtype[np.uint32]]  # a row for each word, a column for each of many chunks
+
+
+def blake3(data: bytes) -> bytes:
+    n_full = max(len(data) - 1, 0) // 1024
+    top = ROOT if n_full == 0 else 0
+    values = [chunk_values(data[: 1024 * n_full], 0, 1024, 0)] if n_full else []
+    values.append(chunk_values(data[1024 * n_full :], n_full, len(data) - 1024 * n_full, top))
+    level = np.concatenate(values, axis=1)
+    while level.shape[1] > 1:
+        pairs, odd = level[:, : level.shape[1] // 2 * 2], level[:, level.shape[1] // 2 * 2 :]
+        blocks = np.concatenate([pairs[:, ::2], pairs[:, 1::2]])
+        flags = PARENT | (ROOT if blocks.shape[1] == 1 and not odd.size else 0)
+        parents = compress(np.repeat(IV[:, None], blocks.shape[1], 1), blocks, np.zeros(blocks.shape[1]), 64, flags)
+        level = np.concatenate([parents, odd], axis=1)
+    return level.T.tobytes()
+
+
+def chunk_values(data: bytes, first: int, nbytes: int, top: int) -> Words:
+    """Return the chaining values of chunks of equal length, numbered from `first` on."""
+    n_blocks, n_chunks = max(-(-nbytes // 64), 1), max(len(data) // max(nbytes, 1), 1)
+    blocks = np.frombuffer(data.ljust(64 * n_blocks * n_chunks, b"\0"), "<u4").reshape(n_chunks, n_blocks, 16)
+    values: Words = np.repeat(IV[:, None], n_chunks, 1)
+    for number in range(n_blocks):
+        last = number == n_blocks - 1
+        flags = (CHUNK_START if number == 0 else 0) | (CHUNK_END | top if last else 0)
+        length = nbytes - 64 * number if last else 64
+        values = compress(values, blocks[:, number].T, first + np.arange(n_chunks), length, flags)
+    return values
+
+
+def compress(values: Words, block: Words, counters: np.ndarray[Any, Any], length: int, flags: int) -> Words:
+    n = values.shape[1]
+    counter = np.stack([counters % 2**32, counters // 2**32]).astype("<u4")
+    rest = np.repeat(np.array([[length], [flags]], "<u4"), n, 1)
+    a, b = values[:4], values[4:]
+    c, d = np.repeat(IV[:4, None], n, 1), np.concatenate([counter, rest])
+    for _ in range(7):
+        a, b, c, d = mix(a, b, c, d, block[0:8:2], block[1:8:2])
+        # The diagonals as columns, and back.
+        b, c, d = (np.roll(part, -by, 0) for by, part in enumerate((b, c, d), 1))
+        a, b, c, d = mix(a, b, c, d, block[8::2], block[9::2])
+        b, c, d = (np.roll(part, by, 0) for by, part in enumerate((b, c, d), 1))
+        block = block[PERMUTATION]
+    return np.concatenate([a ^ c, b ^ d])
+
+
+def mix(a: Words, b: Words, c: Words, d: Words, *message: Words) -> tuple[Words, Words, Words, Words]:
+    for words, (by_d, by_b) in zip(message, ((16, 12), (8, 7)), strict=True):
+        a = a + b + words
+        d = rotated(d ^ a, by_d)
+        c = c + d
+        b = rotated(b ^ c, by_b)
+    return a, b, c, d
+
+
+def rotated(words: Words, by: int) -> Words:
+    return words >> np.uint32(by) | words << np.uint32(32 - by)
 
 
 # The whole file.
@@ -636,19 +750,44 @@ def read_contents(data: memoryview, arrays: list[Array], index: dict[str, Any], 
 Checkpoint = tuple[list[Any], list[Array], list[Node], int]  # types, arrays, nodes, how many of these are metadata
 
 
-def decode(data: bytes | memoryview) -> Checkpoint:
-    """Check every rule; raise Refused with the first one that the file breaks."""
-    view = memoryview(data).cast("B")
+def decode(data: bytes | memoryview, folder: Path | None = None) -> Checkpoint:
+    """Check every rule; raise Refused with the first one that the file breaks. Its data files are in `folder`."""
     try:
-        raw, index_offset = read_frame(view)
-        index = read_index(raw)
-        check_types(index["types"])
-        arrays = read_arrays(index)
-        nodes, metadata_nodes = read_nodes(index, arrays)
-        read_contents(view, arrays, index, read_chunk_table(index, arrays, index_offset))
+        return decode_file(memoryview(data).cast("B"), folder)[0]
     except (MemoryError, RecursionError) as error:
         raise Refused(LIMIT, type(error).__name__) from None
-    return index["types"], arrays, nodes, metadata_nodes
+
+
+def decode_file(data: memoryview, folder: Path | None) -> tuple[Checkpoint, list[tuple[Row, int]]]:
+    """Return the file's rows too, each with its itemsize."""
+    raw, index_offset, features = read_frame(data)
+    index = read_index(raw)
+    check_types(index["types"])
+    arrays = read_arrays(index)
+    nodes, metadata_nodes = read_nodes(index, arrays)
+    files = read_files(index, features)
+    table = read_chunk_table(index, arrays, index_offset, files)
+    sources = [data, *(open_data_file(file, folder) for file in files)]
+    for number, (file, source) in enumerate(zip(files, sources[1:], strict=True), 1):
+        rows = {(row[1:7], size) for row, size in decode_file(source, None)[1]}
+        for row, size in table:
+            known = row[0] != number or (row[1:7], size) in rows
+            require(known, "C-15", f"chunk at {row[1]} of {file.name} is none of that file")
+    read_contents(sources, arrays, index, table)
+    return (index["types"], arrays, nodes, metadata_nodes), table
+
+
+def open_data_file(file: DataFile, folder: Path | None) -> memoryview:
+    path = None if folder is None else folder / file.name
+    require(path is not None and path.is_file(), "F-15", f"data file {file.name} is missing")
+    assert path is not None
+    nbytes = path.stat().st_size
+    require(nbytes == file.nbytes, "F-16", f"data file {file.name}: {nbytes} bytes, not {file.nbytes}")
+    data = memoryview(path.read_bytes())
+    _, _, features = read_frame(data)
+    require(features == 0, "F-17", f"data file {file.name} has data files")
+    require(bytes(data[-80:-48]) == file.root, "F-18", f"data file {file.name} has another root")
+    return data
 
 
 def neutral(checkpoint: Checkpoint) -> dict[str, object]:
@@ -688,9 +827,9 @@ class Record(NamedTuple):
     fields: dict[str, object]
 
 
-def read(data: bytes | memoryview) -> tuple[object, object]:
+def read(data: bytes | memoryview, folder: Path | None = None) -> tuple[object, object]:
     """Return metadata and tree, with wrappers as their value and other objects as a Record."""
-    types, array_forms, nodes, _ = decode(data)
+    types, array_forms, nodes, _ = decode(data, folder)
     arrays = list(map(numpy_array, array_forms))
     stack: list[Any] = []  # from the last node on, so that the children of each lie on it, the first on top
     for kind, payload, count in reversed(nodes):
@@ -729,7 +868,7 @@ def numpy_scalar(array: np.ndarray[Any, Any]) -> object:
 def main(path: str) -> int:
     """Print the neutral form of a file, or why it is refused; return the exit status."""
     try:
-        print(json.dumps(neutral(decode(Path(path).read_bytes()))))
+        print(json.dumps(neutral(decode(Path(path).read_bytes(), Path(path).parent / "data"))))
     except OSError as error:
         print(f"cannot read the file: {error}", file=sys.stderr)
         return 2

@@ -1,7 +1,10 @@
 """Library and reference reader agree on files that nobody has seen before: of drawn trees, and damaged ones."""
 
 import json
+import shutil
+import struct
 import warnings
+from contextlib import contextmanager
 from pathlib import Path
 
 import ml_dtypes
@@ -11,15 +14,20 @@ from hypothesis import event, example, given
 from hypothesis import strategies as st
 
 import pytreeckpt
-from pytreeckpt import CorruptionError, FormatVersionError, LimitError
+from pytreeckpt import Checkpoint, CheckpointNotFoundError, CorruptionError, FormatVersionError, LimitError
+from pytreeckpt.content import own_content
+from pytreeckpt.reading import BytesSource
 from pytreeckpt.testing import identical, trees
 from spec import generate
+from spec.corpus.data_files import DATA_FILES, name_of, root_of
 from spec.corpus.parts import PLANES, Chunk, Row, of_arrays, take_apart
 from spec.reference import reader
 from tests.mutations import mutate
 from tests.spec.neutral import library_neutral, open_bytes
 
 VALID = sorted((Path(generate.__file__).parent / "vectors" / "valid").glob("*.ptck"))
+DATA = VALID[0].parent / "data"
+MANIFESTS = [path for path in VALID if path.stem.startswith("data-files-")]
 ARRAYS_NBYTES = 64 << 20
 
 
@@ -83,9 +91,9 @@ def verdict_of_the_library(data):
     return "accepted"
 
 
-def verdict_of_the_reader(data):
+def verdict_of_the_reader(data, folder=None):
     try:
-        reader.decode(data)
+        reader.decode(data, folder)
     except reader.Refused as refusal:
         return refusal.rule
     return "accepted"
@@ -108,6 +116,99 @@ def test_library_and_reader_agree_on_damaged_files(path, seed):
         # The library builds objects, and has not every dtype.
         return
     assert (library == "accepted") == (reference == "accepted"), (library, reference)
+
+
+def verdict_on_all_files(data, folder=DATA):
+    """What the library finds in a manifest and all of its data files, which are in a folder: that of the vectors."""
+
+    def open_data_file(name):
+        try:
+            return BytesSource(memoryview((folder / name).read_bytes()))
+        except FileNotFoundError:
+            raise CheckpointNotFoundError(name) from None
+
+    try:
+        with pytreeckpt.limits(arrays_nbytes=ARRAYS_NBYTES) as limits, warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            checkpoint = Checkpoint(own_content(BytesSource(memoryview(data)), limits, open_data_file), None)
+            for problem in checkpoint.damage():
+                raise problem
+            checkpoint.restore(to="numpy")
+    except (CorruptionError, FormatVersionError) as error:
+        return error.rule
+    except LimitError:
+        return "limit"
+    return "accepted"
+
+
+def test_there_are_manifests_to_damage():
+    assert len(MANIFESTS) >= 10
+
+
+@given(st.sampled_from(MANIFESTS), st.none() | st.integers(0, 2**32))
+@example(MANIFESTS[0], None)
+def test_library_and_reader_agree_on_damaged_manifests(path, seed):
+    data = path.read_bytes() if seed is None else mutate(path.read_bytes(), seed)
+    library, reference = verdict_on_all_files(data), verdict_of_the_reader(data, DATA)
+    event(reference)
+    if library != reference:
+        event(f"{library} and {reference}")
+    if "limit" in {library, reference} or library == "T-4":
+        return
+    assert seed is not None or library == "accepted"
+    assert (library == "accepted") == (reference == "accepted"), (library, reference)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """The data files of the vectors, and more."""
+    return Path(shutil.copytree(DATA, tmp_path_factory.mktemp("vectors") / "data"))
+
+
+@given(st.sampled_from(MANIFESTS), st.integers(0, 2**32), st.booleans())
+def test_library_and_reader_agree_on_damaged_data_files(folder, path, seed, as_told):
+    manifest = take_apart(path.read_bytes())
+    manifest.preamble[16] = DATA_FILES
+    entries = manifest.index["files"]
+    number = 1 + seed % (len(entries) - 1)
+    changed = mutate((DATA / entries[number][0]).read_bytes(), seed)
+    entries[number] = [name_of(changed), len(changed), root_of(changed)]
+    if as_told:
+        # So that not every change of its table is C-15.
+        adopt_rows(manifest.index["chunks"], number, changed)
+    with in_place(folder / name_of(changed), changed):
+        data = manifest.encode()
+        library, reference = verdict_on_all_files(data, folder), verdict_of_the_reader(data, folder)
+    event(reference)
+    if library != reference:
+        event(f"{library} and {reference}")
+    if "limit" in {library, reference} or library == "T-4":
+        return
+    assert (library == "accepted") == (reference == "accepted"), (library, reference)
+
+
+@contextmanager
+def in_place(path, data):
+    """A file for a while, in place of the one that may be there: the root is of the index alone."""
+    before = path.read_bytes() if path.exists() else None
+    path.write_bytes(data)
+    try:
+        yield
+    finally:
+        path.unlink() if before is None else path.write_bytes(before)
+
+
+def adopt_rows(table, number, data):
+    """Say of the chunks of a data file what it says itself of those at their places."""
+    try:
+        own = take_apart(data).index["chunks"]
+        told = zip(own["offset"], zip(own["check"], own["digest"], own["codec"], strict=True), strict=True)
+        by_offset = dict(told)
+    except (reader.Refused, struct.error, ValueError, TypeError, KeyError, AttributeError):
+        return
+    for at, place in enumerate(zip(table["file"], table["offset"], strict=True)):
+        if place[0] == number and place[1] in by_offset:
+            table["check"][at], table["digest"][at], table["codec"][at] = by_offset[place[1]]
 
 
 @st.composite
