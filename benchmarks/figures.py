@@ -12,6 +12,7 @@ from typing import Any, Literal
 OURS = "pytreeckpt"
 OURS_RAW = "pytreeckpt none"
 OURS_MAPPED = "pytreeckpt mmap"
+COPY = "plain copy"
 
 
 @dataclass(frozen=True, slots=True)

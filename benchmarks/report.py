@@ -23,6 +23,7 @@ MIB = 1 << 20
 STATE_OPERATIONS = ("save", "save, durable", "restore", "restore in place")
 # The cases whose tables say what candidates do less; slices and codecs do not depend on it.
 NOTED = ("state", "leaves")
+BESIDE_OPERATIONS = ("call", "step, alone", "step, while saving", "until saved", "training lost")
 CODEC_OPERATIONS = ("compress", "decompress", "compress, 1 thread", "decompress, 1 thread")
 
 METHOD = """\
@@ -55,6 +56,12 @@ METHOD = """\
 - Extra memory is the peak resident size of a process over what it had before, with the state; for a restore, beyond the
   result. Each figure comes from a process of its own, which has done the same with a small state. Saves are durable.
   Pages of a file that a format maps count while they are mapped, though the kernel could take them back.
+- "call" is what a training stands still for when it saves in the background: `save_async`, for torch DCP
+  `async_save`, for Orbax `save` of an `AsyncCheckpointer`. "plain copy" copies every array to one that was written to
+  before, with numpy, one after the other. JAX arrays are on the CPU.
+- Meanwhile, a training of a small network with Adam goes on in torch on all cores. A "step" is the mean of those that
+  began while a save was in the making, or in the two seconds before it; "training lost" is the time from the call to
+  the end of the save, less what as many steps take alone. No one syncs to the disk.
 - "size" is that of all files of a checkpoint as a fraction of the arrays in memory."""
 
 
@@ -76,6 +83,8 @@ def page(results: Results, folder: str) -> str:
         ("Saving and restoring", "state", STATE_OPERATIONS, ("save-durable", "save", "restore", "restore-in-place")),
         ("Very many small leaves", "leaves", STATE_OPERATIONS[:3], ("small-leaves-save", "small-leaves-restore")),
         ("One MiB of a large file", "slice", ("slice", "slice, bytes read"), ()),
+        ("Saving in the background: the call", "stall", ("call",), ()),
+        ("Saving in the background: the training meanwhile", "beside", BESIDE_OPERATIONS, ()),
         ("Compressing in memory", "codec", CODEC_OPERATIONS, ("codec-compress", "codec-decompress", "codec-size")),
     ):
         tables = [case_table(results, case, data, operations, notes=case in NOTED) for data in _data(results, case)]
@@ -132,7 +141,7 @@ def case_table(results: Results, case: str, data: str, operations: Sequence[str]
         size = there.get((candidate, "size"))
         fraction = [f"{summary(size.values).median / size.nbytes:.3f}" if size else "–"] if sizes else []
         cells = [_cell(there.get((candidate, operation)), there.get((OURS, operation))) for operation in operations]
-        rows.append((candidate, *fraction, *cells, *said[candidate]))
+        rows.append((candidate, *fraction, *cells, *said.get(candidate, ())))
     head = ("", *(("size",) if sizes else ()), *operations, *(("notes",) if notes else ()))
     return f"**{data}**, {quantity(figures[0].nbytes, 'B')}\n\n{_table(head, rows)}"
 

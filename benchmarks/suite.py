@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from benchmarks import codec, extra_memory, report, save_restore, slices, states
+from benchmarks import background, codec, extra_memory, report, save_restore, slices, states
 from benchmarks.candidates import CANDIDATES, Candidate, is_installed, version
 from benchmarks.codec import CODECS, Codec
 from benchmarks.figures import Entrant, Failure, Figure, Results, read, write
@@ -44,6 +44,7 @@ class Settings:
     leaves: int
     large_nbytes: int
     memory_nbytes: tuple[int, ...]
+    alone_s: float = 2.0
 
 
 def _part(case: str, data: str, nbytes: int, rounds: int, jobs: Sequence[Job]) -> Part:
@@ -151,6 +152,20 @@ def memory(settings: Settings) -> Iterator[Part]:
                 )
 
 
+def stall(settings: Settings) -> Iterator[Part]:
+    """How long the call stands still that saves in the background."""
+    for data, (framework, tree) in background.stalled_states(settings.size_nbytes, settings.leaves // 10).items():
+        jobs = background.stall_jobs(framework, tree, settings.folder)
+        yield _part("stall", data, nbytes_of(tree), settings.rounds, jobs)
+
+
+def beside(settings: Settings) -> Iterator[Part]:
+    """A training beside which a state is saved."""
+    tree = states.weights(FLOAT32, settings.size_nbytes)
+    jobs = background.beside_jobs(settings.candidates, tree, settings.folder, alone_s=settings.alone_s)
+    yield _part("beside", "float32", nbytes_of(tree), settings.rounds, jobs)
+
+
 CASES: dict[str, Callable[[Settings], Iterator[Part]]] = {
     "float32": float32,
     "bfloat16": bfloat16,
@@ -160,6 +175,8 @@ CASES: dict[str, Callable[[Settings], Iterator[Part]]] = {
     "slice": large_slice,
     "codec": in_memory,
     "memory": memory,
+    "stall": stall,
+    "beside": beside,
 }
 
 
@@ -266,6 +283,7 @@ def main() -> int:
             n_leaves,
             int(large_size * 2**30),
             tuple(int(one * 2**30) for one in memory_sizes),
+            0.1 if options.quick else 2.0,
         )
         described = {
             "quick": options.quick,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
-from benchmarks.figures import OURS, OURS_MAPPED, OURS_RAW, Results, distinct, find, median, summary, times_faster
+from benchmarks.figures import COPY, OURS, OURS_MAPPED, OURS_RAW, Results, distinct, find, median, summary, times_faster
 
 MIB = 1 << 20
 DTYPES = ("float32", "bfloat16")
@@ -82,6 +82,18 @@ def _leaves_faster(operations: Sequence[str], results: Results) -> Found:
         yield from _faster(operation, SAFETENSORS, results, case="leaves", datas=None)
 
 
+def _against_a_copy(results: Results) -> Found:
+    for data in distinct(figure.data for figure in results.figures if figure.case == "stall"):
+        ours, copy = (median(results, "stall", data, candidate, "call") for candidate in (OURS, COPY))
+        if ours and copy and data != "jax":
+            yield data, ours / copy
+
+
+def _call_for_jax(results: Results) -> Found:
+    if (value := median(results, "stall", "jax", OURS, "call")) is not None:
+        yield "jax", value
+
+
 def _values(case: str, operations: Sequence[str], results: Results, *, ours: Sequence[str] = (OURS,)) -> Found:
     for figure in results.figures:
         if figure.case == case and figure.operation in operations and figure.candidate in ours:
@@ -144,6 +156,8 @@ TARGETS: tuple[Target, ...] = (
     Target(
         "1 MiB of a large file: read", "<", 8 * MIB, "B", partial(_values, "slice", ("slice, bytes read",), ours=BOTH)
     ),
+    Target("save in the background: the call, against a plain copy", "≤", 1.2, "×", _against_a_copy),
+    Target("the same, for JAX arrays on the CPU, which are not copied: time", "<", 0.010, "s", _call_for_jax),
     *(
         Target(f"extra memory: {operation}", "≤", limit * MIB, "B", partial(_values, "memory", (operation,), ours=BOTH))
         for operation, limit in (("save", 64), ("restore", 64), ("restore in place", 32))

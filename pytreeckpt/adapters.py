@@ -8,10 +8,11 @@ one; reading imports one only to give back what was saved with it, or what the c
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib.metadata import EntryPoint, entry_points
+from typing import Any
 
 from pytreeckpt.arrays import AnyArray, ArraySource
 from pytreeckpt.dtypes import AnyDType
@@ -75,6 +76,19 @@ class Described:
 
 
 @dataclass(frozen=True, slots=True)
+class Blend:
+    """How arrays of a framework move towards others of it.
+
+    `kind(value)`: "real" for an array of real floats, "complex" for one of complex numbers, "other" for all other
+    arrays, and None for what is no array of the framework. `blend(pairs, weight)`: for each pair of arrays of one shape
+    and kind, start + weight·(end − start), in the dtype of start, or, for others, end.
+    """
+
+    kind: Callable[[object], str | None]
+    blend: Callable[[Sequence[tuple[Any, Any]], Any], list[object]]
+
+
+@dataclass(frozen=True, slots=True)
 class Adapter:
     """A framework's objects, to the tree model and back. Each function is pure; none keeps state.
 
@@ -88,6 +102,7 @@ class Adapter:
       for a dtype that the framework lacks.
     - `template(value)`: a leaf of a template, or None for what is not the framework's.
     - `describe(value)`: an object with parameters, for conversion, or None for anything else.
+    - `blend`: how its arrays are averaged in place of reading them, or None.
     """
 
     framework: str
@@ -96,6 +111,7 @@ class Adapter:
     from_array: Callable[[AnyArray], object]
     template: Callable[[object], LeafTemplate | None]
     describe: Callable[[object], Described | None] = field(default=lambda _value: None)
+    blend: Blend | None = None
 
 
 _added: dict[str, Adapter] = {}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -24,13 +24,14 @@ from pytreeckpt.errors import (
     UnsupportedTypeError,
 )
 from pytreeckpt.expand import make_expand
-from pytreeckpt.flatten import flatten
+from pytreeckpt.flatten import FlatTree, flatten
 from pytreeckpt.limits import current_limits
 from pytreeckpt.opening import open_path
 from pytreeckpt.pipeline import ReportProgress, ordered_map, threads_for
-from pytreeckpt.planning import SavePlan, plan_save, stream
+from pytreeckpt.planning import SavePlan, plan_save
 from pytreeckpt.reading import BytesSource
 from pytreeckpt.storage import LocalStorage
+from pytreeckpt.streaming import stream
 from pytreeckpt.writer import write_checkpoint
 
 StrPath = str | os.PathLike[str]
@@ -39,8 +40,11 @@ _Refusal = CorruptionError | FormatVersionError | LimitError | UnsupportedTypeEr
 
 @dataclass(frozen=True, slots=True)
 class SaveReport:
-    """What a save wrote. `raw_nbytes`: of the arrays in memory; `stored_nbytes`: of the arrays in the file;
+    """What a save wrote. `raw_nbytes`: of the arrays in memory; `stored_nbytes`: of the arrays as they are stored;
     `root`: identifies the checkpoint.
+
+    Of an incremental step, `file_nbytes` is of its own file, `data_nbytes` of the data file that was written beside it,
+    and `reused_nbytes` of the arrays that are stored in those of earlier steps.
     """
 
     path: str
@@ -51,6 +55,13 @@ class SaveReport:
     n_chunks: int
     root: str
     elapsed_s: float
+    data_nbytes: int = 0
+    reused_nbytes: int = 0
+
+    @property
+    def written_nbytes(self) -> int:
+        """The length of all files that were written."""
+        return self.file_nbytes + self.data_nbytes
 
 
 def save(
@@ -75,43 +86,76 @@ def save(
     `CheckpointExistsError`, and `StorageError`; when it raises, nothing was published (but see `NotDurableError`).
     """
     begin = time.perf_counter()
-    _check_choice("if_exists", if_exists, ("replace", "error"))
-    _check_choice("durability", durability, ("durable", "atomic"))
     name = os.fsdecode(path)
-    plan = _plan(tree, metadata, compression)
-    written = write_checkpoint(
-        LocalStorage(),
+    check_options(compression, if_exists, durability)
+    write = writing(
         name,
-        plan,
         compression=compression,
         if_exists=if_exists,
         durability=durability,
         progress=progress,
+        begin_s=begin,
     )
-    return SaveReport(
-        name,
-        written.file_nbytes,
-        written.raw_nbytes,
-        written.stored_nbytes,
-        len(plan.table.entries),
-        written.n_chunks,
-        written.root,
-        time.perf_counter() - begin,
-    )
+    with paused_collection():
+        plan = plan_save(flat_tree(tree, metadata), current_limits())
+    return write(plan)
+
+
+def check_options(compression: Compression, if_exists: IfExists, durability: Durability) -> None:
+    """Raise `ValueError` for what is not one of the choices."""
+    check_compression(compression)
+    _check_choice("if_exists", if_exists, ("replace", "error"))
+    _check_choice("durability", durability, ("durable", "atomic"))
+
+
+def writing(
+    name: str,
+    *,
+    compression: Compression,
+    if_exists: IfExists,
+    durability: Durability,
+    progress: ReportProgress | None,
+    begin_s: float,
+) -> Callable[[SavePlan], SaveReport]:
+    """What writes a plan to the file system of this machine, and tells how long it took since `begin_s`."""
+
+    def write(plan: SavePlan) -> SaveReport:
+        written = write_checkpoint(
+            LocalStorage(),
+            name,
+            plan,
+            compression=compression,
+            if_exists=if_exists,
+            durability=durability,
+            progress=progress,
+        )
+        return SaveReport(
+            name,
+            written.file_nbytes,
+            written.raw_nbytes,
+            written.stored_nbytes,
+            len(plan.table.entries),
+            written.n_chunks,
+            written.root,
+            time.perf_counter() - begin_s,
+        )
+
+    return write
+
+
+def flat_tree(tree: object, metadata: object) -> FlatTree:
+    """The tree and its metadata as a node stream, with the frameworks that are imported now."""
+    with paused_collection():
+        return flatten(metadata, tree, expand=make_expand(), limits=current_limits())
 
 
 def encode(tree: object, *, metadata: object = None, compression: Compression = "auto") -> bytes:
     """The bytes of the file that `save` would write."""
-    plan = _plan(tree, metadata, compression)
+    check_compression(compression)
+    with paused_collection():
+        plan = plan_save(flat_tree(tree, metadata), current_limits())
     encode_all = partial(ordered_map, threads=threads_for(len(plan.tasks), plan.raw_nbytes))
     return b"".join(stream(plan, compression, encode_all))
-
-
-def _plan(tree: object, metadata: object, compression: Compression) -> SavePlan:
-    check_compression(compression)
-    limits = current_limits()
-    with paused_collection():
-        return plan_save(flatten(metadata, tree, expand=make_expand(), limits=limits), limits)
 
 
 def _check_choice(name: str, value: object, choices: tuple[str, ...]) -> None:
@@ -205,7 +249,9 @@ def decode(
     strict: bool = True,
     verify: bool = True,
 ) -> Any:
-    """Restore a tree from the bytes of a file of ours; the options are those of `restore`."""
+    """Restore a tree from the bytes of a file of ours; the options are those of `restore`. One that lies in data files
+    too can only be opened as a file: a `CorruptionError` (F-15).
+    """
     with Checkpoint(BytesSource(memoryview(data).cast("B")), None) as checkpoint:
         return checkpoint.restore(like=like, select=select, to=to, types=types, strict=strict, verify=verify)
 
@@ -213,7 +259,8 @@ def decode(
 @dataclass(frozen=True, slots=True)
 class Problem:
     """Something wrong with a file: the broken rule of the format, a message with the place, and, if the damage is in a
-    leaf, its path and the number and offset of its damaged chunk.
+    leaf, its path and the number and offset of its damaged chunk. `file`: the name of the data file that it is in, if
+    it is in one.
     """
 
     kind: Literal["corrupt", "unknown version", "unsupported", "beyond limits"]
@@ -222,11 +269,13 @@ class Problem:
     message: str
     chunk: int | None = None
     offset: int | None = None
+    file: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class VerifyReport:
-    """What `verify` found. `root` is None if the index could not be read, and for a foreign file.
+    """What `verify` found. `root` is None if the index could not be read, and for a foreign file. `file_nbytes` is the
+    length of all files: that of the checkpoint, and its `n_data_files` data files, if there are any.
 
     `format`: "pytreeckpt", or the name of the foreign format; empty if it could not be told. `coverage`: what could be
     checked: "every byte" of a file of ours; of a foreign one its structure and the arrays that have "checksums"
@@ -242,6 +291,7 @@ class VerifyReport:
     format: str = OWN_FORMAT
     coverage: Literal["every byte", "checksums", "structure"] = "every byte"
     n_checks: int = 0
+    n_data_files: int = 0
 
     @property
     def ok(self) -> bool:
@@ -250,8 +300,9 @@ class VerifyReport:
 
 
 def verify(path: StrPath, *, progress: ReportProgress | None = None) -> VerifyReport:
-    """Check every byte of a checkpoint: structure, digests, padding. Reports all damaged chunks instead of
-    stopping at the first. Of a foreign file, check what it has: see `VerifyReport.coverage`.
+    """Check every byte of a checkpoint: structure, digests, padding; and of all its data files, with the identities of
+    the chunks that it has there. Reports all damaged chunks instead of stopping at the first. Of a foreign file, check
+    what it has: see `VerifyReport.coverage`.
 
     Raises `CheckpointNotFoundError`, `StorageError`, and `NotACheckpointError` for what is neither a file nor a folder
     of a known format; everything about the content of a file is in the report.
@@ -281,6 +332,7 @@ def verify(path: StrPath, *, progress: ReportProgress | None = None) -> VerifyRe
             content.format,
             "every byte" if content.format == OWN_FORMAT else "checksums" if content.n_checks else "structure",
             content.n_checks,
+            len(content.index.files),
         )
 
 
@@ -292,7 +344,7 @@ def _unreadable(name: str, error: _Refusal) -> VerifyReport:
 
 def _problem(error: _Refusal) -> Problem:
     if isinstance(error, CorruptionError):
-        return Problem("corrupt", error.rule, error.leaf, str(error), error.chunk, error.offset)
+        return Problem("corrupt", error.rule, error.leaf, str(error), error.chunk, error.offset, error.file)
     if isinstance(error, FormatVersionError):
         return Problem("unknown version", error.rule, None, str(error))
     if isinstance(error, UnsupportedTypeError):

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from pytreeckpt.dtypes import AnyDType, fields_of, has_padding
-from pytreeckpt.geometry import Shape, dense_axes, runs
+from pytreeckpt.geometry import Box, Shape, dense_axes, grid, runs, whole
 
 # Any: structured arrays index by field name, which the stubs know for void alone.
 AnyArray = np.ndarray[tuple[int, ...], np.dtype[Any]]
@@ -29,6 +29,10 @@ class ArraySource:
     `shape` is the shape of the array; `axes`, `cuts` and `boxes` are as in section 7 of the format: the array
     transposed by `axes` is cut at `cuts` into boxes, and `boxes[i]` reads the items of box i. Sources with equal
     `identity` (other than None) are the same array: it is stored once and comes back shared.
+
+    What a save in the background does before the program goes on: nothing, if the array is `immutable` (nothing that
+    the program does afterwards changes what the boxes read); `snapshot()`, if given; else it reads all boxes into host
+    memory.
     """
 
     dtype: AnyDType
@@ -37,17 +41,35 @@ class ArraySource:
     axes: Shape | None = None
     cuts: Sequence[Sequence[int]] | None = None
     identity: Hashable = None
+    immutable: bool = False
+    snapshot: Callable[[], PendingSnapshot] | None = None
 
     @property
     def nbytes(self) -> int:
         """Bytes of the array in C order."""
         return math.prod(self.shape) * self.dtype.itemsize
 
+    @property
+    def cells(self) -> list[Box]:
+        """The box of each reader, in the array transposed by `axes`."""
+        stored = self.shape if self.axes is None else tuple(self.shape[axis] for axis in self.axes)
+        return [whole(stored)] if self.cuts is None else list(grid(stored, self.cuts))
 
-def source_of(array: AnyArray, *, identity: Hashable = None) -> ArraySource:
+
+@dataclass(frozen=True, slots=True)
+class PendingSnapshot:
+    """A copy that has been begun, of an array that may change: `wait` returns when it is complete, and from then on
+    `source` reads it.
+    """
+
+    source: ArraySource
+    wait: Callable[[], None]
+
+
+def source_of(array: AnyArray, *, identity: Hashable = None, immutable: bool = False) -> ArraySource:
     """The source of a numpy array of any layout, read from the array's own memory when it is asked for."""
     stored, axes = stored_order(array)
-    return ArraySource(array.dtype, array.shape, (run_reader(stored),), axes=axes, identity=identity)
+    return ArraySource(array.dtype, array.shape, (run_reader(stored),), axes, None, identity, immutable)
 
 
 def stored_order(array: AnyArray) -> tuple[AnyArray, Shape | None]:

@@ -93,7 +93,7 @@ def make_expand() -> Expand:
 
 
 def _expand_registered(entry: RegisteredClass, value: object) -> Expansion:
-    fields = entry.to_fields(value)
+    fields = dict(entry.to_fields(value))
     names = tuple(fields)
     type_ = ObjectType(ClassKind.RECORD, entry.name, names)
     return Expansion(type_, list(fields.values()), lambda new: entry.from_fields(dict(zip(names, new, strict=True))))
@@ -163,9 +163,10 @@ def expand_python(value: Any) -> ArraySource | Expansion | None:
         type_, build = _MAPPINGS[cls]
         return Expansion(type_, [dict(value)], lambda new: build(new[0]))
     if cls in _NAMESPACES:
-        fields = tuple(vars(value))
+        attributes = vars(value).copy()
+        fields = tuple(attributes)
         rebuild = _namespace_builder(cls, fields)
-        return Expansion(_type(_NAMESPACES[cls], fields), list(vars(value).values()), rebuild)
+        return Expansion(_type(_NAMESPACES[cls], fields), list(attributes.values()), rebuild)
     if cls is deque:
         return Expansion(_type("python.deque"), [list(value), value.maxlen], lambda new: full_deque(*new))
     if cls is bytearray:

@@ -1,4 +1,8 @@
-"""Tree to node stream: one iterative walk that knows the plain types and asks `expand` for all others."""
+"""Tree to node stream: one iterative walk that knows the plain types and asks `expand` for all others.
+
+Each container is looked at once, as a copy: what another thread does to it during the walk is in the stream or is not,
+and never makes it one that cannot be read.
+"""
 
 from __future__ import annotations
 
@@ -86,7 +90,7 @@ class _Builder:
         self.type_ids: dict[ObjectType, int] = {}
         self.open: set[int] = set()
         self.root = 1
-        # Objects made by expansion must outlive the walk: identities are memory addresses.
+        # Whatever is met outlives the walk, also what nobody else holds any more: identities are memory addresses.
         self.kept: list[object] = []
 
     def add(self, tree: object, *, root: int) -> None:
@@ -112,9 +116,10 @@ class _Builder:
                 kinds.append(_CONSTANTS[value])
             elif cls is list or cls is tuple:
                 self.enter(value, stack)
+                items = value.copy() if cls is list else value
                 kinds.append(n.LIST if cls is list else n.TUPLE)
-                nodes.counts.append(len(value))
-                self.push(value, stack)
+                nodes.counts.append(len(items))
+                self.push(items, stack)
             elif cls is _Close:
                 self.open.discard(value.id)
             else:
@@ -156,6 +161,7 @@ class _Builder:
 
     def add_dict(self, value: dict[object, object], stack: list[Any]) -> None:
         self.enter(value, stack)
+        value = value.copy()
         keys = list(value)
         self.check_keys(keys)
         self.nodes.kinds.append(n.DICT)
@@ -200,6 +206,7 @@ class _Builder:
             first = type(children[0])
             if first in {float, int, bool, str, type(None)} and all(type(child) is first for child in children):
                 return self.bulk(children, first)
+        self.kept.append(children)
         stack.extend(reversed(children))
         return None
 
@@ -288,13 +295,14 @@ class _Builder:
         nodes.arrays.append(known)
 
     def add_set(self, value: Any, kind: int, stack: list[Any]) -> None:
-        for element in value:
+        elements = list(value)
+        for element in elements:
             if not is_element(element, self.limits):
                 raise UnsupportedTypeError(
                     f"{self.where()}: a {type(value).__name__} holds a {_type_text(type(element))}; elements are "
                     "plain values, and tuples and frozensets of these"
                 )
-        elements = sorted_elements(value)
+        elements = sorted_elements(elements)
         if len(set(map(equality_form, elements))) != len(elements):
             raise UnsupportedTypeError(
                 f"{self.where()}: two elements of this set are the same NaN and cannot be told apart"

@@ -5,8 +5,9 @@ from __future__ import annotations
 import os
 import threading
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from operator import length_hint
 from queue import Empty, SimpleQueue
@@ -32,19 +33,30 @@ ReportProgress = Callable[[Progress], None]
 THREADS_VARIABLE = "PYTREECKPT_THREADS"
 _MAX_THREADS = 8
 _MIN_CHUNK_NBYTES = 32 << 10
+_beside: ContextVar[bool] = ContextVar("pytreeckpt_beside", default=False)
 
 
 def default_threads() -> int:
-    """How many threads encode and decode: `PYTREECKPT_THREADS`, or one for each usable core up to 8."""
+    """How many threads encode and decode: `PYTREECKPT_THREADS`, or one for each usable core up to 8; `beside` a
+    program that goes on, one fewer.
+    """
     asked = os.environ.get(THREADS_VARIABLE)
     if asked is not None:
         if not asked.isdecimal() or int(asked) < 1:
             raise ValueError(f"{THREADS_VARIABLE}={asked!r}: it is a number of threads, at least 1")
         return int(asked)
-    return min(
-        len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
-        _MAX_THREADS,
-    )
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return min(max(cores - _beside.get(), 1), _MAX_THREADS)
+
+
+@contextmanager
+def beside() -> Generator[None]:
+    """What is done within, in this thread, leaves a core to the rest of the program, which does not wait for it."""
+    token = _beside.set(True)
+    try:
+        yield
+    finally:
+        _beside.reset(token)
 
 
 def threads_for(n_chunks: int, nbytes: int) -> int:
@@ -73,16 +85,12 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, th
     """`map` in threads: results in the order of the items, at most one more than `threads` of them in the making or
     waiting, so that memory is used again while it is in the cache.
 
-    The first error, in the order of the items, is raised; what had not begun by then is not done.
+    The first error, in the order of the items, is raised; what had not begun by then is not done. Where no thread can
+    be started, because there are too many or the interpreter is ending, this one does the work.
     """
     threads = min(threads, length_hint(items, threads))
     if threads <= 1:
-        try:
-            for item in items:
-                yield function(item)
-        finally:
-            # This thread goes on to live, and need not keep what it worked with.
-            release()
+        yield from _alone(function, items)
         return
     process = os.getpid()
     tasks: SimpleQueue[_Task[Item, Result] | None] = SimpleQueue()
@@ -116,7 +124,14 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, th
         for _ in range(threads):
             worker = threading.Thread(target=work, name="pytreeckpt", daemon=True)
             workers.append(worker)
-            worker.start()
+            try:
+                worker.start()
+            except RuntimeError:
+                workers.pop()
+                break
+        if not workers:
+            yield from _alone(function, items)
+            return
         for item in items:
             task: _Task[Item, Result] = _Task(item)
             pending.append(task)
@@ -128,6 +143,15 @@ def ordered_map(function: Callable[[Item], Result], items: Iterable[Item], *, th
             yield wait()
     finally:
         _stop(tasks, workers, process)
+
+
+def _alone(function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+    try:
+        for item in items:
+            yield function(item)
+    finally:
+        # This thread goes on to live, and need not keep what it worked with.
+        release()
 
 
 def _stop(tasks: SimpleQueue[Any], workers: list[threading.Thread], process: int) -> None:

@@ -24,14 +24,14 @@ def expand_array(array: jax.Array) -> Expansion:
     check_storable(array)
     # JAX arrays do not change: the object is the value.
     identity = ("jax", id(array))
+    if not jnp.issubdtype(array.dtype, jax.dtypes.extended):
+        return Expansion(ARRAY, [array_source(array, identity), bool(array.weak_type)])
     if is_keys(array):
         impl = jax.random.key_impl(array)
         if not isinstance(impl, str):
             raise UnsupportedTypeError(f"PRNG keys of the unregistered implementation {impl} cannot be stored")
         return Expansion(KEYS, [array_source(jax.random.key_data(array), identity), impl])
-    if jnp.issubdtype(array.dtype, jax.dtypes.extended):
-        raise UnsupportedTypeError(f"JAX arrays of dtype {array.dtype} cannot be stored")
-    return Expansion(ARRAY, [array_source(array, identity), bool(array.weak_type)])
+    raise UnsupportedTypeError(f"JAX arrays of dtype {array.dtype} cannot be stored")
 
 
 def is_keys(array: jax.Array | jax.ShapeDtypeStruct) -> bool:

@@ -9,6 +9,7 @@ import jax
 
 from pytreeckpt import Adapter, Expansion, LeafTemplate, UnsupportedTypeError
 from pytreeckpt_jax.arrays import build_array, build_keys, expand_array, template
+from pytreeckpt_jax.averaging import BLEND
 from pytreeckpt_jax.conversion import describe
 from pytreeckpt_jax.nodes import expand_node
 from pytreeckpt_jax.placement import from_array
@@ -42,4 +43,5 @@ ADAPTER: Final = Adapter(
     from_array=from_array,
     template=_template,
     describe=describe,
+    blend=BLEND,
 )

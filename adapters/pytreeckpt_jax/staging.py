@@ -2,11 +2,18 @@
 
 A sharded array is never put together. Shards on the CPU are read from their own memory; one on another device is
 copied to the host when its first run is asked for, and let go after its last.
+
+A save in the background copies nothing of an array on the CPU. JAX arrays do not change; deleting one gives up its name
+for the memory, which our view keeps; and XLA does not let a computation that an array is donated to have memory that is
+viewed: it gives it other memory. (Memory of a numpy array that JAX was lent and that is written to nevertheless
+changes under JAX as it does under us.) An array on another device is donated without regard to us, so all of its shards
+are copied to the host before the program goes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Hashable, Sequence
+from dataclasses import replace
 from itertools import pairwise, product
 from threading import Lock
 
@@ -14,7 +21,7 @@ import jax
 import jax.core
 import numpy as np
 
-from pytreeckpt import ArraySource, UnsupportedTypeError, source_of
+from pytreeckpt import ArraySource, PendingSnapshot, UnsupportedTypeError, source_of
 
 AnyArray = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 Spans = tuple[tuple[int, int], ...]
@@ -39,16 +46,45 @@ def check_storable(array: jax.Array) -> None:
 def array_source(array: jax.Array, identity: Hashable) -> ArraySource:
     """The items of an array that `check_storable` has passed, shard by shard."""
     shape = tuple(array.shape)
-    dtype = np.dtype(array.dtype)
+    if len(array.devices()) == 1:
+        if is_on_host(array):
+            return source_of(_on_host(array), identity=identity, immutable=True)
+        return _source([array], shape, None, identity)
     # Replicas show the same part: one of them is enough.
     shards = {_spans(shard.index, shape): shard.data for shard in array.addressable_shards}
     cuts = [sorted({spans[axis][0] for spans in shards} - {0}) for axis in range(len(shape))]
     cells = list(product(*(list(pairwise([0, *axis, extent])) for axis, extent in zip(cuts, shape, strict=True))))
     if len(shards) == 1 or sorted(shards) != cells:
         # Not a grid: no sharding of JAX is known to give this.
-        whole = next(iter(shards.values())) if len(shards) == 1 else array
-        return ArraySource(dtype, shape, (_run_reader(whole),), identity=identity)
-    return ArraySource(dtype, shape, [_run_reader(shards[cell]) for cell in cells], cuts=cuts, identity=identity)
+        return _source([next(iter(shards.values())) if len(shards) == 1 else array], shape, None, identity)
+    return _source([shards[cell] for cell in cells], shape, cuts, identity)
+
+
+def _source(
+    parts: Sequence[jax.Array], shape: tuple[int, ...], cuts: list[list[int]] | None, identity: Hashable
+) -> ArraySource:
+    on_host = [is_on_host(part) for part in parts]
+    boxes = [
+        source_of(_on_host(part)).boxes[0] if there else HostCopy(part)
+        for part, there in zip(parts, on_host, strict=True)
+    ]
+    dtype = np.dtype(parts[0].dtype)
+    source = ArraySource(dtype, shape, boxes, cuts=cuts, identity=identity, immutable=all(on_host))
+    if source.immutable:
+        return source
+    return replace(source, snapshot=lambda: begin_snapshot(source, parts))
+
+
+def begin_snapshot(source: ArraySource, parts: Sequence[jax.Array]) -> PendingSnapshot:
+    """Begin to copy the parts that are not on the host, all of them before any is waited for."""
+    coming = {number: ComingCopy(part) for number, part in enumerate(parts) if not is_on_host(part)}
+    boxes = [coming.get(number, read) for number, read in enumerate(source.boxes)]
+
+    def wait() -> None:
+        for copy in coming.values():
+            copy.wait()
+
+    return PendingSnapshot(replace(source, boxes=boxes, immutable=True), wait)
 
 
 def _spans(index: Sequence[slice], shape: tuple[int, ...]) -> Spans:
@@ -80,13 +116,36 @@ class HostCopy:
         return host[start:stop]
 
 
-def _run_reader(array: jax.Array) -> Callable[[int, int], AnyArray]:
-    if all(device.platform == "cpu" for device in array.devices()):
-        return source_of(np.ascontiguousarray(np.asarray(array))).boxes[0]
-    return HostCopy(array)
+class ComingCopy:
+    """An array on its way to the host, and its runs once it is there: an `ArraySource` box."""
+
+    def __init__(self, array: jax.Array) -> None:
+        # Another name for the same memory: an array keeps what was copied of it to the host for as long as it lives.
+        shards = [shard.data for shard in array.addressable_shards]
+        self._array: jax.Array | None = jax.make_array_from_single_device_arrays(array.shape, array.sharding, shards)
+        self._array.copy_to_host_async()
+        self._host: AnyArray = np.empty(0, array.dtype)
+
+    def wait(self) -> None:
+        """Have all of it on the host, and let go of the device's memory."""
+        if self._array is not None:
+            self._host = _on_host(self._array).reshape(-1)
+            self._array = None
+
+    def __call__(self, start: int, stop: int) -> AnyArray:
+        """Items `start` to `stop` in C order."""
+        return self._host[start:stop]
+
+
+def is_on_host(array: jax.Array) -> bool:
+    """Whether all of it is in memory that numpy can look at."""
+    return all(device.platform == "cpu" for device in array.devices())
+
+
+def _on_host(array: jax.Array) -> AnyArray:
+    return np.asarray(array, order="C")
 
 
 def _to_host(array: jax.Array) -> AnyArray:
     # np.asarray of a device array keeps its copy for as long as the array lives; one of a CPU array makes none.
-    on_cpu = jax.device_put(array, jax.local_devices(backend="cpu")[0])
-    return np.ascontiguousarray(np.asarray(on_cpu)).reshape(-1)
+    return _on_host(jax.device_put(array, jax.local_devices(backend="cpu")[0])).reshape(-1)

@@ -8,6 +8,7 @@ from typing import Final
 import torch
 
 from pytreeckpt import Adapter, Expansion, LeafTemplate, UnsupportedTypeError
+from pytreeckpt_torch.averaging import BLEND
 from pytreeckpt_torch.conversion import describe
 from pytreeckpt_torch.descriptors import DESCRIPTORS, expand_descriptor
 from pytreeckpt_torch.sparse import LAYOUTS, build_sparse, expand_sparse
@@ -113,4 +114,5 @@ ADAPTER: Final = Adapter(
     from_array=from_array,
     template=_template,
     describe=describe,
+    blend=BLEND,
 )

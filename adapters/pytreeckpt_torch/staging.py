@@ -2,17 +2,23 @@
 
 A CPU tensor is read from its own memory. One on a device is copied to the host a run at a time, so that no second copy
 of it is needed as a whole; so are tensors with a lazy conjugation or negation, which is worked out for each run.
+
+A save in the background copies tensors on devices as a whole, before the program goes on: into pinned memory, which
+torch keeps for the next time, and on a stream of its own, so that the copies of all tensors are on their way at once.
+That stream first waits for what the program's stream has been given until then.
 """
 
 from __future__ import annotations
 
 from collections.abc import Hashable
 from dataclasses import replace
+from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
 
-from pytreeckpt import ArraySource, UnsupportedTypeError, runs, source_of
+from pytreeckpt import ArraySource, PendingSnapshot, UnsupportedTypeError, runs, source_of
 from pytreeckpt_torch.dtypes import AnyArray, AnyDType, as_numpy, to_carrier
 
 
@@ -20,13 +26,54 @@ def tensor_source(tensor: torch.Tensor, dtype: AnyDType, identity: Hashable) -> 
     """The items of a strided tensor, as numpy's `dtype`. A tensor that is dense in some order of its axes keeps it."""
     tensor = tensor.detach()
     shape = tuple(tensor.shape)
-    axes = memory_order(shape, tensor.stride())
+    # Most are: it takes no look at their strides to see it.
+    in_order = tensor.is_contiguous() and 1 not in shape
+    axes = None if in_order else memory_order(shape, tensor.stride())
     stored = tensor if axes is None else tensor.permute(axes)
-    if tensor.device.type == "cpu" and not is_lazy(tensor):
+    if tensor.is_cpu and not is_lazy(tensor):
         # Where `axes` is None, source_of finds no order either.
-        return replace(source_of(as_numpy(stored, dtype)), shape=shape, axes=axes, identity=identity)
+        source = source_of(as_numpy(stored, dtype), identity=identity)
+        return source if axes is None else replace(source, shape=shape, axes=axes)
     _wait_for(tensor.device)
-    return ArraySource(dtype, shape, (StagedRuns(stored, dtype),), axes=axes, identity=identity)
+    source = ArraySource(dtype, shape, (StagedRuns(stored, dtype),), axes=axes, identity=identity)
+    if tensor.is_cpu:
+        return source
+    return replace(source, snapshot=lambda: begin_snapshot(source, stored))
+
+
+def begin_snapshot(source: ArraySource, stored: torch.Tensor) -> PendingSnapshot:
+    """Begin to copy a tensor of a device to the host, as it is once all is done that the program's stream has been
+    given.
+    """
+    device = stored.device
+    module: Any = torch.get_device_module(device)
+    # Other memory cannot be pinned for it, and a device that has no streams does not copy beside the program.
+    accelerator = torch.accelerator.current_accelerator()
+    pinned = accelerator is not None and accelerator.type == device.type
+    if not hasattr(module, "Stream"):
+        host, conjugated = resolved_bits(stored)
+        staged = StagedRuns(host.to("cpu", copy=True), source.dtype, conjugated=conjugated)
+        return PendingSnapshot(replace(source, boxes=(staged,), immutable=True), _nothing)
+    with module.device(device):
+        side = _side_stream(module, device)
+        side.wait_stream(module.current_stream())
+        with module.stream(side):
+            bits, conjugated = resolved_bits(stored)
+            host = torch.empty(bits.shape, dtype=bits.dtype, device="cpu", pin_memory=pinned)
+            host.copy_(bits, non_blocking=True)
+        # Should nobody wait, because of an interrupt: until it is copied, its memory goes to no other tensor.
+        bits.record_stream(side)
+    staged = StagedRuns(host, source.dtype, conjugated=conjugated)
+    return PendingSnapshot(replace(source, boxes=(staged,), immutable=True), side.synchronize)
+
+
+def _nothing() -> None:
+    """It is complete already."""
+
+
+@cache
+def _side_stream(module: Any, _device: torch.device) -> Any:
+    return module.Stream()
 
 
 def memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int, ...] | None:
@@ -45,17 +92,32 @@ def memory_order(shape: tuple[int, ...], strides: tuple[int, ...]) -> tuple[int,
     return None if order == list(range(len(shape))) else tuple(order)
 
 
-class StagedRuns:
-    """Reads runs of items of a tensor by copying only them to the host: an `ArraySource` box."""
+def lazy_bits(stored: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """The memory of a tensor as a dtype that every operation knows, or the tensor itself, if it is lazily negated; and
+    whether its items are still to be conjugated, which in numpy spares torch a tensor of complex32, of which it warns.
+    """
+    conjugated = stored.is_conj()
+    plain = stored.conj() if conjugated else stored
+    return plain if plain.is_neg() else to_carrier(plain), conjugated
 
-    def __init__(self, stored: torch.Tensor, dtype: AnyDType) -> None:
-        # Conjugating in numpy spares torch a tensor of complex32, of which it warns.
-        self._conjugated = stored.is_conj()
-        plain = stored.conj() if self._conjugated else stored
-        bits = plain if plain.is_neg() else to_carrier(plain)
+
+def resolved_bits(stored: torch.Tensor) -> tuple[torch.Tensor, bool]:
+    """As `lazy_bits`, with the negation done, where the tensor is."""
+    bits, conjugated = lazy_bits(stored)
+    return to_carrier(bits.resolve_neg()) if bits.is_neg() else bits, conjugated
+
+
+class StagedRuns:
+    """Reads runs of items of a tensor, conjugated if that is asked for, by copying only them to the host: an
+    `ArraySource` box.
+    """
+
+    def __init__(self, stored: torch.Tensor, dtype: AnyDType, *, conjugated: bool = False) -> None:
+        bits, lazily = lazy_bits(stored)
         # One run of a contiguous tensor is one piece.
         self._items = bits.view(-1) if bits.is_contiguous() else bits
         self._dtype = dtype
+        self._conjugated = lazily != conjugated
 
     def __call__(self, start: int, stop: int) -> AnyArray:
         """Items `start` to `stop` in C order."""
@@ -85,7 +147,7 @@ def view_identity(tensor: torch.Tensor) -> Hashable:
         )
     if tensor.numel() == 0:
         return ("torch", id(tensor))
-    place = (str(tensor.device), address, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
+    place = (tensor.device, address, tensor.storage_offset(), tuple(tensor.shape), tensor.stride())
     return ("torch", *place, tensor.dtype, tensor.is_conj(), tensor.is_neg())
 
 

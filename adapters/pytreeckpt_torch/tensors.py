@@ -38,14 +38,15 @@ def expand_tensor(tensor: torch.Tensor) -> Expansion:
     """The fields of a strided tensor that `check_storable` has passed."""
     requires_grad = tensor.requires_grad
     identity = view_identity(tensor)
-    name = dtype_name(tensor.dtype)
-    if name in PACKED:
+    dtype = NUMPY_OF.get(tensor.dtype)
+    if dtype is None:
         if is_buffer(tensor):
             raise UnsupportedTypeError(f"a Buffer of dtype {tensor.dtype} cannot be stored; store buffer.data")
         data = tensor_source(tensor, bits_dtype(tensor.dtype), identity)
         is_parameter = isinstance(tensor, torch.nn.Parameter)
+        name = dtype_name(tensor.dtype)
         return Expansion(PACKED_TENSOR, [data, name, tuple(tensor.shape), requires_grad, is_parameter])
-    data = tensor_source(tensor, NUMPY_OF[tensor.dtype], identity)
+    data = tensor_source(tensor, dtype, identity)
     if is_buffer(tensor):
         return Expansion(BUFFER, [data, requires_grad, bool(getattr(tensor, "persistent", True))])
     return Expansion(PARAMETER if type(tensor) is torch.nn.Parameter else TENSOR, [data, requires_grad])
