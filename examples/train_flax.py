@@ -9,6 +9,7 @@ the digest at the end, are those of a training that was never stopped.
 import argparse
 import hashlib
 from pathlib import Path
+from statistics import fmean
 
 import flax.linen as nn
 import jax
@@ -17,6 +18,7 @@ import numpy as np
 import optax
 from flax.training.train_state import TrainState
 
+import pytreeckpt as ptc
 import pytreeckpt_jax as ptj
 
 N_ITEMS = 4096
@@ -79,31 +81,36 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--save-every", type=int, default=25, metavar="STEPS")
     options = parser.parse_args()
-    checkpoint = options.run / "latest.ptck"
 
     points, arms = spirals()
     shuffler = np.random.default_rng(2)
     # Of the state only the structure is needed if there is a checkpoint.
     template = jax.eval_shape(lambda: new_state(options.epochs))
 
-    resumed = ptj.resume(checkpoint, missing_ok=True, state=template, shuffler=shuffler)
-    if resumed:
-        state, order, losses = resumed["state"], resumed["order"], resumed["losses"]
-        print(f"resumed at step {len(losses)}")
-    else:
-        state, order, losses = new_state(options.epochs), shuffler.permutation(N_ITEMS), []
+    def tree():
+        return ptj.capture(state=state, shuffler=shuffler, order=order, losses=losses)
 
-    while len(losses) < options.epochs * STEPS_PER_EPOCH:
-        at = len(losses) % STEPS_PER_EPOCH
-        if at == 0 and losses:
-            order = shuffler.permutation(N_ITEMS)
-        batch = order[at * BATCH : (at + 1) * BATCH]
-        state, loss = train_step(state, points[batch], arms[batch])
-        losses.append(float(loss))
-        if len(losses) % options.save_every == 0:
-            ptj.save_training(checkpoint, state=state, shuffler=shuffler, order=order, losses=losses)
-            print(f"step {len(losses)}: loss {sum(losses[-25:]) / 25:.4f}", flush=True)
-    ptj.save_training(checkpoint, state=state, shuffler=shuffler, order=order, losses=losses)
+    with ptc.CheckpointManager(options.run, save_every=options.save_every, metric="loss") as manager:
+        if manager.latest is not None:
+            resumed = ptj.resume(manager.path(manager.latest), state=template, shuffler=shuffler)
+            state, order, losses = resumed["state"], resumed["order"], resumed["losses"]
+            print(f"resumed at step {len(losses)}")
+        else:
+            state, order, losses = new_state(options.epochs), shuffler.permutation(N_ITEMS), []
+
+        with manager.guard(lambda: (len(losses), tree())):
+            while len(losses) < options.epochs * STEPS_PER_EPOCH:
+                epoch, at = divmod(len(losses), STEPS_PER_EPOCH)
+                if at == 0 and losses:
+                    order = shuffler.permutation(N_ITEMS)
+                batch = order[at * BATCH : (at + 1) * BATCH]
+                state, loss = train_step(state, points[batch], arms[batch])
+                losses.append(float(loss))
+                recent = fmean(losses[-25:])
+                if manager.checkpoint(len(losses), tree, metrics={"loss": recent}, epoch=epoch):
+                    print(f"epoch {epoch}, step {len(losses)}: loss {recent:.4f}", flush=True)
+        if manager.latest != len(losses):
+            manager.save(len(losses), tree())
 
     weights = b"".join(np.asarray(leaf).tobytes() for leaf in jax.tree.leaves(state.params))
     print(f"done: {len(losses)} steps, last loss {losses[-1]:.4f}, weights {hashlib.sha256(weights).hexdigest()[:16]}")

@@ -10,12 +10,14 @@ import argparse
 import hashlib
 import warnings
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torchdata.stateful_dataloader import StatefulDataLoader
 
+import pytreeckpt as ptc
 import pytreeckpt_torch as ptt
 
 N_ITEMS = 4096
@@ -38,7 +40,6 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--save-every", type=int, default=25, metavar="STEPS")
     options = parser.parse_args()
-    checkpoint = options.run / "latest.ptck"
 
     # torchdata 0.11 calls something of torch 2.13 that it should not any more.
     warnings.filterwarnings("ignore", "'set_vital' is deprecated", UserWarning)
@@ -62,28 +63,34 @@ def main() -> None:
         "ema": ema,
         "loader": loader,
     }
-    losses = []
-    resumed = ptt.resume(checkpoint, missing_ok=True, losses=losses, **objects)
-    epoch = resumed["epoch"] if resumed else 0
-    if resumed:
-        print(f"resumed at step {len(losses)}, epoch {epoch}")
+    epoch, losses = 0, []
 
-    while epoch < options.epochs:
-        for points, arm in loader:
-            optimizer.zero_grad()
-            with torch.autocast("cpu", torch.bfloat16):
-                loss = nn.functional.cross_entropy(model(points), arm)
-            scaler.scale(loss).backward()
-            scaler.step(optimizer)
-            scaler.update()
-            scheduler.step()
-            ema.update_parameters(model)
-            losses.append(loss.item())
-            if len(losses) % options.save_every == 0:
-                ptt.save_training(checkpoint, epoch=epoch, losses=losses, **objects)
-                print(f"epoch {epoch}, step {len(losses)}: loss {sum(losses[-25:]) / 25:.4f}", flush=True)
-        epoch += 1
-    ptt.save_training(checkpoint, epoch=epoch, losses=losses, **objects)
+    def tree():
+        return ptt.capture(epoch=epoch, losses=losses, **objects)
+
+    with ptc.CheckpointManager(options.run, save_every=options.save_every, metric="loss") as manager:
+        if manager.latest is not None:
+            epoch = ptt.resume(manager.path(manager.latest), losses=losses, **objects)["epoch"]
+            print(f"resumed at step {len(losses)}, epoch {epoch}")
+
+        with manager.guard(lambda: (len(losses), tree())):
+            while epoch < options.epochs:
+                for points, arm in loader:
+                    optimizer.zero_grad()
+                    with torch.autocast("cpu", torch.bfloat16):
+                        loss = nn.functional.cross_entropy(model(points), arm)
+                    scaler.scale(loss).backward()
+                    scaler.step(optimizer)
+                    scaler.update()
+                    scheduler.step()
+                    ema.update_parameters(model)
+                    losses.append(loss.item())
+                    recent = fmean(losses[-25:])
+                    if manager.checkpoint(len(losses), tree, metrics={"loss": recent}, epoch=epoch):
+                        print(f"epoch {epoch}, step {len(losses)}: loss {recent:.4f}", flush=True)
+                epoch += 1
+        if manager.latest != len(losses):
+            manager.save(len(losses), tree(), epoch=epoch)
 
     weights = b"".join(value.numpy().tobytes() for value in ema.state_dict().values())
     print(f"done: {len(losses)} steps, last loss {losses[-1]:.4f}, weights {hashlib.sha256(weights).hexdigest()[:16]}")

@@ -1,0 +1,40 @@
+"""The lock of the folder of a run: who has it is the only one who writes there."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from pytreeckpt.commit import MakeDirectory, SyncDirectory
+from pytreeckpt.errors import PytreeckptError
+from pytreeckpt.steps.names import LOCK, inside
+from pytreeckpt.storage import Lock, Storage, storage_error
+
+
+def make_folder(storage: Storage, root: str) -> None:
+    """Make the folder durably, and those above it, where they are missing. Raises `StorageError`."""
+    target = storage.target(inside(root, LOCK))
+    try:
+        for directory, parent in target.new_directories:
+            storage.apply(MakeDirectory(directory))
+            storage.apply(SyncDirectory(parent))
+    except PytreeckptError:
+        raise
+    except OSError as error:
+        raise storage_error(error, f"cannot make the folder {root}") from error
+
+
+def take(storage: Storage, root: str) -> Lock:
+    """Take the lock of a folder that exists. Raises `ConcurrentWriterError`, and `StorageError`."""
+    return storage.lock(inside(root, LOCK))
+
+
+@contextmanager
+def locked_folder(storage: Storage, root: str, *, lock: bool) -> Generator[None]:
+    """Have the lock of a folder that exists, if `lock` says so."""
+    taken = take(storage, root) if lock else None
+    try:
+        yield
+    finally:
+        if taken is not None:
+            taken.release()
