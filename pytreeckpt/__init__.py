@@ -8,13 +8,14 @@
 Importing this package imports no framework.
 """
 
-from pytreeckpt.adapters import Adapter, Described, InPlace, LeafTemplate, register_adapter
+from pytreeckpt.adapters import Adapter, Blend, Described, InPlace, LeafTemplate, register_adapter
 from pytreeckpt.api import Problem, SaveReport, VerifyReport, decode, encode, open, restore, save, verify
-from pytreeckpt.arrays import ArraySource, source_of
+from pytreeckpt.arrays import ArraySource, PendingSnapshot, source_of
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.errors import (
     CheckpointExistsError,
     CheckpointNotFoundError,
+    ConcurrentWriterError,
     ConversionError,
     CorruptionError,
     FormatVersionError,
@@ -32,9 +33,15 @@ from pytreeckpt.expand import register_class
 from pytreeckpt.geometry import Box, Run, runs
 from pytreeckpt.limits import Limits, current_limits, limits
 from pytreeckpt.objects import ClassKind, Expansion, NamedTupleRecord, ObjectType, Record
+from pytreeckpt.operations.averaging import average
+from pytreeckpt.operations.diff_records import Diff
+from pytreeckpt.operations.diffing import diff
+from pytreeckpt.operations.ema import ema_update
 from pytreeckpt.paths import DictKey, Field, Index, Path
 from pytreeckpt.pipeline import Progress
 from pytreeckpt.references import ArrayRef
+from pytreeckpt.run import CheckpointManager, Interrupted
+from pytreeckpt.saving import SaveHandle, save_async
 from pytreeckpt.unflatten import UNSELECTED
 
 __version__ = "0.1.0"
@@ -44,20 +51,25 @@ __all__ = [
     "Adapter",
     "ArrayRef",
     "ArraySource",
+    "Blend",
     "Box",
     "Checkpoint",
     "CheckpointExistsError",
+    "CheckpointManager",
     "CheckpointNotFoundError",
     "ClassKind",
+    "ConcurrentWriterError",
     "ConversionError",
     "CorruptionError",
     "Described",
     "DictKey",
+    "Diff",
     "Expansion",
     "Field",
     "FormatVersionError",
     "InPlace",
     "Index",
+    "Interrupted",
     "LeafTemplate",
     "LimitError",
     "Limits",
@@ -68,18 +80,23 @@ __all__ = [
     "ObjectType",
     "Path",
     "PathError",
+    "PendingSnapshot",
     "Problem",
     "Progress",
     "PytreeckptError",
     "Record",
     "Run",
+    "SaveHandle",
     "SaveReport",
     "StorageError",
     "StructureMismatchError",
     "UnsupportedTypeError",
     "VerifyReport",
+    "average",
     "current_limits",
     "decode",
+    "diff",
+    "ema_update",
     "encode",
     "limits",
     "open",
@@ -88,6 +105,7 @@ __all__ = [
     "restore",
     "runs",
     "save",
+    "save_async",
     "source_of",
     "verify",
 ]

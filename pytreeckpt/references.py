@@ -73,6 +73,11 @@ class ArrayRef:
         return self._reader.index.stored_nbytes(self.array)
 
     @property
+    def reader(self) -> RegionReader:
+        """What the array is read from: the open checkpoint."""
+        return self._reader
+
+    @property
     def identity(self) -> tuple[int, int]:
         """Equal for references of one checkpoint to one shared array."""
         return id(self._reader), self.array

@@ -1,4 +1,4 @@
-"""The command line: `pytreeckpt inspect`, `pytreeckpt verify`."""
+"""The command line, `pytreeckpt`: each command is a module with a `COMMAND`."""
 
 from pytreeckpt.cli.entry import main
 

@@ -9,7 +9,6 @@ from dataclasses import dataclass
 from pathlib import Path as FilePath
 from typing import Final
 
-from pytreeckpt.cli.convert_formats import FORMATS, Format, format_of
 from pytreeckpt.commit import IfExists
 from pytreeckpt.convert import Kind, Rule, RuleError, Waive, parse_rules
 from pytreeckpt.convert.layers import TABLES
@@ -18,6 +17,7 @@ from pytreeckpt.convert.presets import TRANSFORMERS_FLAX
 from pytreeckpt.convert.rules import kind_name
 from pytreeckpt.convert.values import dtype_named, is_float
 from pytreeckpt.errors import CheckpointNotFoundError, PytreeckptError, StorageError
+from pytreeckpt.operations.formats import FORMATS, Format, format_of
 from pytreeckpt.paths import Path, suggest
 
 SCHEMES: Final = {"linen": "linen", "flax": "linen", "nnx": "nnx", "equinox": "equinox"}
@@ -77,7 +77,7 @@ def job_of(given: Namespace) -> Job:
     if problems:
         raise OptionError(problems[0])
     dtype = None if given.dtype is None else _float_named(given.dtype)
-    shard = None if given.max_shard_size is None else _nbytes(given.max_shard_size)
+    shard = None if given.max_shard_size is None else nbytes_of(given.max_shard_size)
     job = Job(
         Place(given.source, Path() if given.select is None else Path.parse(given.select)),
         given.destination,
@@ -176,7 +176,8 @@ def _float_named(name: str) -> str:
     raise OptionError(f"--dtype {name}: it is a floating-point one, such as float32, bfloat16 or float16")
 
 
-def _nbytes(text: str) -> int:
+def nbytes_of(text: str) -> int:
+    """The bytes of a size such as 5GB, 500MB or 2GiB. Raises `OptionError` for what is none."""
     found = re.fullmatch(r"([0-9]+(?:\.[0-9]+)?) ?([KMGT]?)(i?)B?", text.strip(), re.IGNORECASE)
     if found is not None:
         number, unit, binary = found.groups()

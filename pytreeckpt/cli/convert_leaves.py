@@ -1,14 +1,13 @@
 """Leaves that are read, or made, when a writer asks for them, and let go when it has had all of them.
 
 A tree on its way from one file to another holds no values: in the place of each array stands what is needed to get it.
-So a conversion needs memory for a few arrays at a time, whatever the size of the checkpoint.
+So a conversion needs memory for the few arrays at a time that it makes others of, whatever the size of the checkpoint.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Generator, Hashable, Iterable, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from threading import Lock
 from typing import Final
 
@@ -17,32 +16,15 @@ import numpy as np
 from pytreeckpt.arrays import AnyArray, ArraySource
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.dtypes import AnyDType
-from pytreeckpt.errors import CorruptionError, FormatVersionError, LimitError
 from pytreeckpt.geometry import Shape
 from pytreeckpt.objects import build_record
-from pytreeckpt.pipeline import Progress, ReportProgress
+from pytreeckpt.operations.sources import Files as StoredFiles
+from pytreeckpt.operations.stored import Meter, naming
 from pytreeckpt.references import ArrayRef
 
 Load = Callable[[], AnyArray]
 _SMALL_NBYTES: Final = 64 << 10
 _MAX_SMALL_NBYTES: Final = 256 << 20
-
-
-class Meter:
-    """Counts the bytes that were handed on, and tells how far the work is, if somebody wants to know."""
-
-    def __init__(self) -> None:
-        self.report: ReportProgress | None = None
-        self.total_nbytes = 0
-        self._done = 0
-        self._lock = Lock()
-
-    def count(self, nbytes: int) -> None:
-        """Add bytes."""
-        with self._lock:
-            self._done = min(self._done + nbytes, self.total_nbytes)
-            if self.report is not None:
-                self.report(Progress(self._done, self.total_nbytes))
 
 
 class _Runs:
@@ -87,19 +69,9 @@ def supplied(
     return ArraySource(dtype, shape, (runs,), axes=axes, identity=identity)
 
 
-@contextmanager
-def naming(name: str) -> Generator[None]:
-    """Begin errors about the content of a file with its name."""
-    try:
-        yield
-    except (CorruptionError, FormatVersionError, LimitError) as error:
-        error.args = (f"{name}: {error}", *error.args[1:])
-        raise
-
-
 class Files:
-    """Open checkpoints, whose arrays are read one by one, but for small ones: those are read all at once and kept, as
-    far as they are not too many, because they may lie together.
+    """Open checkpoints. Arrays of which others are made are read whole, one by one, but for small ones: those are read
+    all at once and kept, as far as they are not too many, because they may lie together.
     """
 
     def __init__(self, checkpoints: Sequence[Checkpoint], meter: Meter) -> None:
@@ -107,6 +79,7 @@ class Files:
         self._checkpoints = {id(each): each for each in checkpoints}
         self._small: dict[int, Mapping[int, AnyArray]] = {}
         self._lock = Lock()
+        self._stored = StoredFiles(n_files=len(checkpoints), meter=meter)
 
     def load(self, ref: ArrayRef) -> AnyArray:
         """All of an array, with all the checks that its file allows."""
@@ -121,26 +94,11 @@ class Files:
             found = self._small[owner].get(number)
             return checkpoint.read_arrays([number])[number] if found is None else found
 
-    def array(self, owner: int, number: int) -> ArraySource:
-        """An array of a file by its number, to be read when it is asked for."""
-        index = self._checkpoints[owner].index
-        entry = index.arrays[number]
-        return supplied(
-            lambda: self._load(owner, number),
-            index.dtypes[entry.dtype],
-            entry.shape,
-            meter=self.meter,
-            axes=entry.axes,
-            identity=(owner, number),
-        )
-
     def leaf(self, value: object) -> object:
         """A leaf of one of the files: what a reference refers to, to be read when it is asked for, and wrapped as it
         was; anything else as it is.
         """
-        if not isinstance(value, ArrayRef):
-            return value
-        return wrapped_as(value, self.array(*value.identity))
+        return self._stored.leaf(value) if isinstance(value, ArrayRef) else value
 
 
 def _small_arrays(checkpoint: Checkpoint) -> Mapping[int, AnyArray]:

@@ -11,21 +11,25 @@ from typing import Any
 
 import pytreeckpt
 from pytreeckpt.checkpoint import Checkpoint
-from pytreeckpt.cli.convert_formats import Content, Options, Outcome
 from pytreeckpt.cli.convert_job import Job, OptionError
-from pytreeckpt.cli.convert_leaves import Files, Meter, nbytes_of
+from pytreeckpt.cli.convert_leaves import Files, nbytes_of
 from pytreeckpt.cli.convert_making import Sides, Values, made_tree, values_in
 from pytreeckpt.cli.convert_residuals import read_residuals, residuals_metadata, residuals_tree
-from pytreeckpt.cli.convert_tree import data_of, lazy_tree, leaves_in, part_at, planned_part, whole_tree
+from pytreeckpt.cli.convert_tree import lazy_tree, planned_part
 from pytreeckpt.cli.terminal import Terminal, shown_progress
 from pytreeckpt.cli.text import visible
 from pytreeckpt.content import OWN_FORMAT
-from pytreeckpt.convert import Plan, draft, inventory_of, to_document
+from pytreeckpt.convert import Plan, draft, to_document
 from pytreeckpt.convert.leaves import values_by_path
 from pytreeckpt.convert.problems import Problems
-from pytreeckpt.errors import CheckpointExistsError, StructureMismatchError, UnsupportedTypeError
+from pytreeckpt.errors import CheckpointExistsError, UnsupportedTypeError
 from pytreeckpt.interop.writing import PlannedFile, publish_files
 from pytreeckpt.navigation import descend
+from pytreeckpt.operations.formats import Content, Options, Outcome, carried, leaves_in
+from pytreeckpt.operations.lazy import data_of, lazy, part_at
+from pytreeckpt.operations.roles import model_path
+from pytreeckpt.operations.sources import Files as StoredFiles
+from pytreeckpt.operations.stored import Meter
 from pytreeckpt.paths import Path
 from pytreeckpt.storage import LocalStorage
 
@@ -92,14 +96,8 @@ def do(job: Job, terminal: Terminal) -> Result:
 def _reformatted(job: Job, source: Checkpoint, meter: Meter) -> _Ready:
     # Raises, and says what is there instead.
     _ = source[job.source.path]
-    files = Files([source], meter)
-    metadata, tree = whole_tree(source, lambda number: files.array(id(source), number))
-    return _Ready(Content(part_at(tree, job.source.path), _carried(source, metadata)), lazy_tree(source)[1])
-
-
-def _carried(source: Checkpoint, metadata: object) -> object:
-    """The metadata that somebody wrote; what others of the formats have there is about their files."""
-    return metadata if source.format in {OWN_FORMAT, "safetensors"} else None
+    metadata, tree = lazy(source, StoredFiles(meter=meter), order=job.format.order).build()
+    return _Ready(Content(part_at(tree, job.source.path), carried(source, metadata)), lazy_tree(source)[1])
 
 
 def _planned(job: Job, source: Checkpoint, target: Checkpoint | None, meter: Meter) -> _Ready | tuple[Plan, Problems]:
@@ -120,7 +118,7 @@ def _planned(job: Job, source: Checkpoint, target: Checkpoint | None, meter: Met
         return drafted.plan, drafted.problems
     sides = Sides(values_by_path(part), own, {}, files)
     made = made_tree(drafted.plan, sides, None if job.scheme is not None else wanted)
-    own_metadata = _carried(source, metadata)
+    own_metadata = carried(source, metadata)
     # Those of a safetensors file say that it is one of torch.
     kept = own_metadata if wanted is part or source.format == OWN_FORMAT else None
     written = made if job.scheme is not None else descend(made, inner)
@@ -159,7 +157,7 @@ def _written(job: Job, source: Checkpoint, ready: _Ready, meter: Meter, terminal
             _write_beside(job, ready)
             options = Options(job.if_exists, job.max_shard_nbytes, progress)
             if job.format.name != "ptck":
-                meter.report, meter.total_nbytes = progress, nbytes_of(data_of(value) for _, value in leaves)
+                meter.begin(progress, nbytes_of(data_of(value) for _, value in leaves))
             outcome = job.format.write(content, job.destination, options)
             notes = (*notes, *_outcome_notes(outcome))
     plan = None if job.invert else ready.plan
@@ -192,21 +190,9 @@ def _outcome_notes(outcome: Outcome) -> Iterator[str]:
 
 def _advice(job: Job, whole: object) -> str:
     """How to choose a part that the format can hold; `whole`: the tree of which all or a part was to be written."""
-    example = _model_path(whole)
+    example = str(model_path(whole) or "")
     if job.target is not None:
         option = f"--target {job.target.file}:{example or 'PATH'}"
     else:
         option = "--select PATH" + (f", such as --select {example}" if example else "")
     return f"\nwrite a part of the tree with {option}; or write a .ptck file, which holds all of it"
-
-
-def _model_path(tree: object) -> str:
-    """Where the parameters of a model are in a tree; empty if that cannot be told."""
-    try:
-        first, *others = [leaf.path[:-1] for leaf in inventory_of(tree).model.leaves.values()]
-    except StructureMismatchError:
-        return ""
-    depth = len(first)
-    while any(path[:depth] != first[:depth] for path in others):
-        depth -= 1
-    return str(Path(first[:depth]))

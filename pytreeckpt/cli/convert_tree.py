@@ -1,22 +1,17 @@
-"""Trees of files: read without their arrays and with all types as they are, looked into by path, and mapped."""
+"""Trees of files: read without their arrays and with all types as they are, and looked into by path."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from pytreeckpt.build import Builder
 from pytreeckpt.checkpoint import Checkpoint
-from pytreeckpt.collection import paused_collection
-from pytreeckpt.convert.rebuilding import mapped
-from pytreeckpt.limits import current_limits
 from pytreeckpt.navigation import descend
-from pytreeckpt.objects import ClassKind, ObjectType, Record, build_record, record_expansion
+from pytreeckpt.objects import ObjectType, build_record
 from pytreeckpt.paths import DictKey, Path
-from pytreeckpt.reading import scalar_value
 from pytreeckpt.training import header_of
 from pytreeckpt.training.layout import HEADER
-from pytreeckpt.unflatten import Build, unflatten
 
 
 class _Keeping(Builder):
@@ -30,50 +25,6 @@ class _Keeping(Builder):
 def lazy_tree(checkpoint: Checkpoint) -> tuple[Any, Any]:
     """The metadata of a checkpoint, and its tree with references in place of arrays, which writes as what it was."""
     return checkpoint.lazy_tree(_Keeping("numpy", ()))
-
-
-def whole_tree(checkpoint: Checkpoint, array: Callable[[int], object]) -> tuple[Any, Any]:
-    """The metadata and the tree, with what `array` gives for the number of each array, and a record for each object of
-    a framework, whatever it wraps.
-    """
-    index = checkpoint.index
-    numbers = index.nodes.arrays
-    builder = _Keeping("numpy", ())
-    build = Build(
-        lambda occurrence: array(numbers[occurrence]),
-        lambda occurrence: scalar_value(index, numbers[occurrence]),
-        builder.build_object,
-    )
-    with paused_collection():
-        return unflatten(index.nodes, build, limits=current_limits())
-
-
-def part_at(tree: object, path: Path) -> object:
-    """What is at a path that is there; what wraps a container is no step of it."""
-    for step in path:
-        tree = descend(data_of(tree), Path([step]))
-    return tree
-
-
-def leaves_in(tree: object) -> list[tuple[Path, object]]:
-    """The leaves that `mapped` meets, with their paths."""
-    found: list[tuple[Path, object]] = []
-
-    def look(path: Path, value: object) -> object:
-        found.append((path, value))
-        return value
-
-    mapped(tree, look)
-    return found
-
-
-def data_of(value: object) -> object:
-    """What a wrapper wraps; anything else itself."""
-    if isinstance(value, Record):
-        expansion = record_expansion(value)
-        if expansion.type.class_kind is ClassKind.WRAPPER and expansion.children:
-            return expansion.children[0]
-    return value
 
 
 def planned_part(tree: Any, path: Path) -> tuple[Any, Path]:

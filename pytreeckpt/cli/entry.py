@@ -9,20 +9,33 @@ from collections.abc import Mapping, Sequence
 from typing import Final
 
 from pytreeckpt import __version__
-from pytreeckpt.cli import convert, inspect, verify
+from pytreeckpt.cli import average, completion, convert, diff, export, inspect, ls, plot, prune, report, verify
 from pytreeckpt.cli.codes import FINE, INTERRUPTED, PIPE_CLOSED, USAGE, code_of
 from pytreeckpt.cli.command import Command
 from pytreeckpt.cli.terminal import terminal
 from pytreeckpt.cli.text import visible
 from pytreeckpt.errors import PytreeckptError
 
-COMMANDS: Final[Sequence[Command]] = (inspect.COMMAND, verify.COMMAND, convert.COMMAND)
+COMMANDS: Final[Sequence[Command]] = (
+    inspect.COMMAND,
+    verify.COMMAND,
+    diff.COMMAND,
+    report.COMMAND,
+    convert.COMMAND,
+    average.COMMAND,
+    export.COMMAND,
+    ls.COMMAND,
+    prune.COMMAND,
+    plot.COMMAND,
+    completion.COMMAND,
+)
 
 _EPILOG: Final = """\
 exit codes:
   0  fine
-  1  a file is damaged, or is no checkpoint that this version can read; or a conversion is not decided
-  2  a mistake in the command line, or a file or path that is not there
+  1  a file is damaged, or is no checkpoint that this version can read; a conversion is not decided; of diff: the two
+     differ
+  2  a mistake in the command line, or a file or path that is not there; of diff: damage too
 """
 
 
@@ -65,7 +78,8 @@ def parsers() -> tuple[ArgumentParser, Mapping[str, ArgumentParser]]:
     top = ArgumentParser(
         prog="pytreeckpt",
         description=(
-            "Look into checkpoints, check them, and convert them. Nothing in a file is ever executed or imported."
+            "Look into checkpoints and trainings; check, compare, convert and average them. Nothing in a file is ever "
+            "executed or imported."
         ),
         epilog=_EPILOG,
         formatter_class=RawDescriptionHelpFormatter,

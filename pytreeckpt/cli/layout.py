@@ -9,7 +9,8 @@ from typing import Final, Literal, NamedTuple
 
 from pytreeckpt.cli.text import cell_width, cut, shorten
 
-Style = Literal["plain", "guide", "container", "array", "value", "number", "note", "heading", "good", "bad"]
+_Curve = Literal["curve1", "curve2", "curve3", "curve4", "curve5", "curve6"]
+Style = Literal["plain", "guide", "container", "array", "value", "number", "note", "heading", "good", "bad"] | _Curve
 
 
 class Span(NamedTuple):

@@ -29,9 +29,15 @@ _STYLES: Final[Mapping[Style, str]] = {
     "heading": "bold",
     "good": "green",
     "bad": "bold red",
+    "curve1": "cyan",
+    "curve2": "yellow",
+    "curve3": "magenta",
+    "curve4": "green",
+    "curve5": "red",
+    "curve6": "blue",
 }
 # For a terminal or file that cannot hold the characters that the lines are drawn with.
-_ASCII: Final = str.maketrans({"├": "|", "└": "`", "│": "|", "─": "-", "…": "..", "×": "x", "·": "-", "−": "-"})
+_ASCII: Final = str.maketrans({"…": "..", **dict(zip("├└│─┤┴▲★×·−", "|`|-++^*x--", strict=True))})
 _MIN_WIDTH: Final = 40
 _DELAY_S: Final = 0.5
 _INTERVAL_S: Final = 0.1
@@ -45,6 +51,11 @@ class Terminal:
     err: TextIO
     width: int | None
     painted: bool
+
+    @property
+    def draws(self) -> bool:
+        """Whether it can show characters beyond ASCII, such as braille."""
+        return _can_encode(self.out)
 
     def print(self, lines: Sequence[Line]) -> None:
         """Write the lines to standard output."""

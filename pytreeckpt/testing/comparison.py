@@ -142,6 +142,9 @@ class _Comparison:
     def compare_expansions(
         self, a: ArraySource | Expansion | None, b: ArraySource | Expansion | None, pair: _Pair
     ) -> Iterator[str]:
+        if (a is None) != (b is None):
+            yield f"{_type_text(type(pair.a))} that are stored in different ways"
+            return
         if a is None or b is None:
             raise UnsupportedTypeError(f"{pair.place}: a tree cannot hold a {_type_text(type(pair.a))}")
         if isinstance(a, ArraySource) and isinstance(b, ArraySource):

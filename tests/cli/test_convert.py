@@ -29,8 +29,9 @@ from pytreeckpt import convert
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.cli import convert as command
 from pytreeckpt.cli import convert_leaves, convert_making, convert_steps
-from pytreeckpt.cli.convert_formats import FORMATS
 from pytreeckpt.cli.convert_job import SCHEMES
+from pytreeckpt.operations import stored_files
+from pytreeckpt.operations.formats import FORMATS
 from tests.cli.convertible import (
     LinenNet,
     expected_variables,
@@ -697,21 +698,31 @@ def test_arrays_are_read_once_each_and_a_few_at_a_time(suffix, tmp_path, monkeyp
     ptc.save(
         {f"w{n}": np.random.default_rng(n).random(n_items, np.float32) for n in range(n_arrays)}, tmp_path / "big.ptck"
     )
-    asked = []
-    original = Checkpoint.read_arrays
+    # What is as it was is read chunk by chunk; what others are made of, as whole arrays.
+    asked, chunks = [], []
+    read_arrays, read_chunk = Checkpoint.read_arrays, stored_files.read_chunk
 
     def counted(self, wanted, **options):
         asked.extend(wanted)
-        return original(self, wanted, **options)
+        return read_arrays(self, wanted, **options)
+
+    def counted_chunk(source, row, itemsize, out, **options):
+        chunks.append(row.offset)
+        read_chunk(source, row, itemsize, out, **options)
 
     monkeypatch.setattr(Checkpoint, "read_arrays", counted)
+    monkeypatch.setattr(stored_files, "read_chunk", counted_chunk)
+    with ptc.open(tmp_path / "big.ptck") as checkpoint:
+        offsets = checkpoint.index.chunks.offset.tolist()
+    assert len(offsets) == 2 * n_arrays
     for rest in ([], ["--dtype", "float16"]):
         asked.clear()
+        chunks.clear()
         tracemalloc.start()
         converted(tmp_path / "big.ptck", tmp_path / f"out{suffix}", *rest)
         peak = tracemalloc.get_traced_memory()[1]
         tracemalloc.stop()
-        assert sorted(asked) == list(range(n_arrays))
+        assert (sorted(asked), sorted(chunks)) == (([*range(n_arrays)], []) if rest else ([], offsets))
         assert peak < n_arrays * n_items * 4 * 0.75
 
 

@@ -46,7 +46,8 @@ def test_the_version_and_the_help_are_printed():
     ("arguments", "words"),
     [
         ([], "COMMAND"),
-        (["prune"], "invalid choice"),
+        (["purge"], "invalid choice"),
+        (["prune"], "RUN"),
         (["inspect"], "FILE"),
         (["inspect", "{saved}", "--depth", "-1"], "--depth"),
         (["inspect", "{saved}", "--depth", "x"], "not a number of levels"),

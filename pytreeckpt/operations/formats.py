@@ -10,11 +10,12 @@ from typing import Any, Final
 
 import numpy as np
 
-import pytreeckpt
+from pytreeckpt.api import save
 from pytreeckpt.arrays import ArraySource
-from pytreeckpt.cli.convert_tree import data_of, leaves_in
-from pytreeckpt.cli.text import count
-from pytreeckpt.commit import IfExists
+from pytreeckpt.checkpoint import Checkpoint
+from pytreeckpt.codecs import Compression
+from pytreeckpt.commit import Durability, IfExists
+from pytreeckpt.content import OWN_FORMAT
 from pytreeckpt.convert.rebuilding import mapped
 from pytreeckpt.errors import CheckpointExistsError, UnsupportedTypeError
 from pytreeckpt.expand import make_expand
@@ -26,10 +27,14 @@ from pytreeckpt.interop.write_npz import plan_npz, write_npz
 from pytreeckpt.interop.write_safetensors import write_safetensors
 from pytreeckpt.interop.write_torch import plan_torch, write_torch
 from pytreeckpt.limits import current_limits
-from pytreeckpt.objects import ClassKind, ObjectType, Record, build_record, record_expansion
+from pytreeckpt.objects import ClassKind, ObjectType, build_record
+from pytreeckpt.operations.lazy import data_of, type_name
+from pytreeckpt.operations.orders import Order
+from pytreeckpt.paths import Path
 from pytreeckpt.pipeline import ReportProgress
 
 _TENSOR: Final = ObjectType(ClassKind.WRAPPER, "torch.Tensor", ("data", "requires_grad"))
+_ARRAYS: Final = (ArraySource, np.ndarray)
 _SHOWN: Final = 10
 
 
@@ -43,11 +48,15 @@ class Content:
 
 @dataclass(frozen=True, slots=True)
 class Options:
-    """How files are written. `max_shard_nbytes`: of safetensors; `progress`: is called for those of ours."""
+    """How files are written. `max_shard_nbytes`: of safetensors; `compression`: of ours, and `progress` is called for
+    these.
+    """
 
     if_exists: IfExists = "replace"
     max_shard_nbytes: int | None = None
     progress: ReportProgress | None = None
+    durability: Durability = "durable"
+    compression: Compression = "auto"
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +77,7 @@ class Format:
 
     `prepared(content)`: the content as the format holds it, and notes on what it does not. `check(content)` raises
     `UnsupportedTypeError` or `LimitError` for what cannot be written, and `write(content, path, options)` writes.
+    `order`: in which the items of arrays are best given: in another one, an array is first put together as a whole.
     """
 
     name: str
@@ -75,12 +85,18 @@ class Format:
     prepared: Callable[[Content], tuple[Content, tuple[str, ...]]]
     check: Callable[[Content], object]
     write: Callable[[Content, str, Options], Outcome]
+    order: Order = "uncut"
 
 
 def format_of(path: str) -> Format | None:
     """The format that a path has the suffix of."""
     suffix = PurePath(path).suffix.lower()
     return next((each for each in FORMATS.values() if suffix in each.suffixes), None)
+
+
+def carried(checkpoint: Checkpoint, metadata: object) -> object:
+    """The metadata that somebody wrote; what others of the formats have there is about their files."""
+    return metadata if checkpoint.format in {OWN_FORMAT, "safetensors"} else None
 
 
 # Ours.
@@ -91,8 +107,14 @@ def _check_own(content: Content) -> None:
 
 
 def _write_own(content: Content, path: str, options: Options) -> Outcome:
-    report = pytreeckpt.save(
-        content.tree, path, metadata=content.metadata, if_exists=options.if_exists, progress=options.progress
+    report = save(
+        content.tree,
+        path,
+        metadata=content.metadata,
+        compression=options.compression,
+        if_exists=options.if_exists,
+        durability=options.durability,
+        progress=options.progress,
     )
     return Outcome((path,), report.file_nbytes)
 
@@ -110,23 +132,31 @@ def _arrays_only(content: Content) -> None:
     if others:
         more = [f"and {len(others) - _SHOWN} more"] if len(others) > _SHOWN else []
         raise UnsupportedTypeError(
-            f"this format holds arrays alone, and {count(len(others), 'value')} of the tree "
-            f"{'is none' if len(others) == 1 else 'are none'}:\n  " + "\n  ".join([*others[:_SHOWN], *more])
+            f"this format holds arrays alone, and {len(others):,} "
+            f"{'value of the tree is' if len(others) == 1 else 'values of the tree are'} none:\n  "
+            + "\n  ".join([*others[:_SHOWN], *more])
         )
 
 
 def is_array(value: object) -> bool:
     """Whether a leaf is an array, in whatever wrapper, or a scalar of numpy."""
-    return isinstance(data_of(value), ArraySource | np.ndarray | np.generic)
+    return isinstance(data_of(value), (*_ARRAYS, np.generic))
 
 
 def _kind(value: object) -> str:
     return type_name(value) or type(value).__name__
 
 
-def type_name(value: object) -> str:
-    """The registered name of what wraps a leaf; empty for none."""
-    return record_expansion(value).type.name if isinstance(value, Record) else ""
+def leaves_in(tree: object) -> list[tuple[Path, object]]:
+    """The leaves that `mapped` meets, with their paths."""
+    found: list[tuple[Path, object]] = []
+
+    def look(path: Path, value: object) -> object:
+        found.append((path, value))
+        return value
+
+    mapped(tree, look)
+    return found
 
 
 def _without_metadata(content: Content) -> tuple[Content, tuple[str, ...]]:
@@ -161,6 +191,7 @@ def _write_safetensors(content: Content, path: str, options: Options) -> Outcome
         metadata=content.metadata,
         max_shard_nbytes=options.max_shard_nbytes,
         if_exists=options.if_exists,
+        durability=options.durability,
     )
     return Outcome(report.paths, report.nbytes, len(report.shared), report.superseded)
 
@@ -171,7 +202,7 @@ def _check_npz(content: Content) -> None:
 
 
 def _write_npz(content: Content, path: str, options: Options) -> Outcome:
-    report = write_npz(content.tree, path, if_exists=options.if_exists)
+    report = write_npz(content.tree, path, if_exists=options.if_exists, durability=options.durability)
     return Outcome(report.paths, report.nbytes)
 
 
@@ -189,26 +220,26 @@ def _prepared_torch(content: Content) -> tuple[Content, tuple[str, ...]]:
         return plain, notes
     tensors = mapped(
         plain.tree,
-        lambda _path, value: build_record(_TENSOR, [value, False]) if isinstance(value, ArraySource) else value,
+        lambda _path, value: build_record(_TENSOR, [value, False]) if isinstance(value, _ARRAYS) else value,
     )
     return Content(tensors), notes
 
 
 def _write_torch(content: Content, path: str, options: Options) -> Outcome:
-    report = write_torch(content.tree, path, if_exists=options.if_exists)
+    report = write_torch(content.tree, path, if_exists=options.if_exists, durability=options.durability)
     return Outcome(report.paths, report.nbytes)
 
 
 def _write_msgpack(content: Content, path: str, options: Options) -> Outcome:
-    report = write_flax_msgpack(content.tree, path, if_exists=options.if_exists)
+    report = write_flax_msgpack(content.tree, path, if_exists=options.if_exists, durability=options.durability)
     return Outcome(report.paths, report.nbytes)
 
 
 FORMATS: Final[Mapping[str, Format]] = {
     each.name: each
     for each in (
-        Format("ptck", (".ptck",), lambda content: (content, ()), _check_own, _write_own),
-        Format("safetensors", (".safetensors",), _prepared_safetensors, _check_safetensors, _write_safetensors),
+        Format("ptck", (".ptck",), lambda content: (content, ()), _check_own, _write_own, "stored"),
+        Format("safetensors", (".safetensors",), _prepared_safetensors, _check_safetensors, _write_safetensors, "C"),
         Format(
             "torch",
             (".pt", ".pth", ".bin", ".ckpt"),
@@ -223,6 +254,7 @@ FORMATS: Final[Mapping[str, Format]] = {
             _without_metadata,
             lambda content: plan_flax_msgpack(content.tree),
             _write_msgpack,
+            "C",
         ),
     )
 }
