@@ -17,7 +17,7 @@ WORKERS ?= auto
 BENCH_ARGS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format vectors crash-campaign bitflip-campaign fault-campaign peers weights bench clean
+.PHONY: help setup demo test lint format vectors crash-campaign bitflip-campaign fault-campaign run-campaign peers weights bench clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  %-18s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -59,6 +59,9 @@ bitflip-campaign: $(STAMP)  ## flip every bit of checkpoint files
 
 fault-campaign: $(STAMP)  ## inject system-call faults into saves
 	$(BIN)/python -m pytest -m slow tests/campaigns/test_faults.py $(PYTEST_ARGS)
+
+run-campaign: $(STAMP)  ## trainings ended at any time; the manager against a model, for long
+	$(BIN)/python -m pytest -m slow tests/run tests/incremental $(PYTEST_ARGS)
 
 peers: $(STAMP)  ## put other checkpoint formats through the same torture
 	$(BIN)/python benchmarks/torture.py

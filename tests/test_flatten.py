@@ -2,10 +2,15 @@
 
 import argparse
 import collections
+import copy
 import dataclasses
 import enum
 import fractions
+import gc
+import itertools
+import sys
 import types
+import weakref
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -277,3 +282,77 @@ def test_an_enum_member_is_stored_by_its_value_and_refused_if_that_cannot_be():
     assert_same(Numbers.ARRAY, ptc.decode(ptc.encode(Numbers.ARRAY), types=[Numbers]))
     with pytest.raises(ptc.UnsupportedTypeError, match="^a: cannot store .*Opaque"):
         ptc.encode({"a": Numbers.OBJECT})
+
+
+def restored_if_at(moment, tree, change):
+    """What comes back of a tree that changes before the line of this number of the walk, as another thread may change
+    it before any; and whether there was such a line.
+    """
+    walk = {flatten.__code__.co_filename, make_expand.__code__.co_filename}
+    left = moment
+
+    def trace(frame, event, _argument):
+        nonlocal left
+        if event == "line" and frame.f_code.co_filename in walk:
+            if left == 0:
+                change()
+            left -= 1
+        return trace
+
+    usual = sys.gettrace()
+    sys.settrace(trace)
+    try:
+        data = ptc.encode(tree)
+    finally:
+        sys.settrace(usual)
+    return ptc.decode(data), left < 0
+
+
+class Fielded:
+    def __init__(self):
+        self.a, self.b = [1], [2]
+
+
+@pytest.mark.parametrize(
+    ("tree", "change"),
+    [
+        ([[1], [2], [3]], lambda tree: tree.append([4])),
+        ([1.0] * 20, lambda tree: tree.append("x")),
+        ({"a": [1], "b": [2]}, lambda tree: tree.update(c=[3])),
+        # As many as before, and in other places.
+        ({"a": [1], "b": [2]}, lambda tree: (tree.pop("a"), tree.update(c=[3]))),
+        ({1, 2, 3}, lambda tree: tree.add(4)),
+        (types.SimpleNamespace(a=[1], b=[2]), lambda tree: (delattr(tree, "a"), setattr(tree, "c", [3]))),
+        (Fielded(), lambda tree: (delattr(tree, "a"), setattr(tree, "c", [3]))),
+    ],
+    ids=["list", "numbers", "dict", "other keys", "set", "namespace", "registered"],
+)
+def test_what_another_thread_does_to_a_container_is_in_the_file_or_is_not(tree, change):
+    ptc.register_class(Fielded, to_fields=vars, from_fields=lambda fields: fields, name="tests.Fielded")
+    before, after = copy.deepcopy(tree), copy.deepcopy(tree)
+    change(after)
+    for moment in itertools.count():
+        changed = copy.deepcopy(tree)
+        restored, came = restored_if_at(moment, changed, lambda: change(changed))  # noqa: B023 - it is called at once
+        if not came:
+            break
+        assert restored in [vars(it) if isinstance(it, Fielded) else it for it in (before, after)]
+    assert moment > 10
+
+
+def test_what_is_met_outlives_the_walk_so_that_no_other_object_takes_its_identity():
+    class Watching:
+        pass
+
+    def to_fields(_):
+        del tree[0][:]
+        gc.collect()
+        assert first() is not None
+        return {}
+
+    ptc.register_class(Watching, to_fields=to_fields, from_fields=lambda _: None, name="tests.Watching")
+    tree = [[Fielded()], Watching()]
+    first = weakref.ref(tree[0][0])
+    ptc.register_class(Fielded, to_fields=vars, from_fields=lambda fields: fields, name="tests.Fielded")
+    ptc.encode(tree)
+    assert first() is None
