@@ -124,8 +124,11 @@ class FolderWriter:
         begin = time.perf_counter()
         self.check_free(record.step, if_exists)
         path = inside(self.root, step_file(record.step))
-        self.seen.pop(record.step, None)
-        written = self._write(path, plan, if_exists)
+        try:
+            written = self._write(path, plan, if_exists)
+        finally:
+            # Whatever became of it, the file is not known to be as it was.
+            self.seen.pop(record.step, None)
         # What was logged of it since it was handed over belongs to it, too.
         metrics = {**record.metrics, **logs.get(record.step, {})}
         saved = replace(record, root=written.root, nbytes=written.file_nbytes + written.data_nbytes, metrics=metrics)

@@ -18,6 +18,7 @@ from pytreeckpt import (
     CheckpointManager,
     CheckpointNotFoundError,
     CorruptionError,
+    NotDurableError,
     StorageError,
     StructureMismatchError,
     UnsupportedTypeError,
@@ -482,6 +483,22 @@ def test_a_history_that_may_not_be_durable_lets_nothing_be_pruned(tmp_path):
         kinds = [type(operation) for operation in operations]
         assert kinds.index(SyncDirectory) < kinds.index(RemoveFile)
         assert manager.steps() == [2]
+
+
+@pytest.mark.parametrize("incremental", [False, True])
+def test_a_step_that_may_not_be_durable_is_known_as_it_is(tmp_path, incremental):
+    root = saved(tmp_path, [1, 2, 3], incremental=incremental)
+    storage = FailingStorage()
+    with CheckpointManager(root, keep_last=1, incremental=incremental, storage=storage) as manager:
+        storage.fails = lambda operation: operation == SyncDirectory(root)
+        with pytest.raises(NotDurableError):
+            manager.save(2, {"new": np.arange(900)}, metrics={"x": 5.0}, if_exists="replace")
+        storage.fails = lambda operation: False
+        assert manager.record(2).metrics == {"x": 5.0}
+        assert list(manager.restore(2)) == ["new"]
+        manager.prune()
+        assert manager.steps() == [3]
+        assert manager.record(2).metrics == {"x": 5.0}
 
 
 def test_a_clock_that_tells_no_time_is_an_error_before_anything_is_written(tmp_path):
