@@ -195,9 +195,7 @@ class LocalStorage:
         if os.path.isdir(path):
             raise StorageError(f"{path} is a directory; give the path of a file in it")
         if os.path.exists(path) and not os.path.isfile(path):
-            raise StorageError(
-                f"{path} is a device, pipe or socket, not a file to be replaced; give another path"
-            )
+            raise StorageError(f"{path} is a device, pipe or socket, not a file to be replaced; give another path")
         # A file name has at most 255 bytes.
         stem = os.fsdecode(os.fsencode(name)[:200])
         temporary = os.path.join(directory, f".{stem}.{os.getpid()}-{secrets.token_hex(8)}.tmp")

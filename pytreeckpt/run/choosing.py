@@ -73,6 +73,37 @@ def choose(choice: Choice, step: int | str) -> int:
     return number
 
 
+def several(
+    choice: Choice, *, best: int | None, last: int | None, metric: str | None, mode: Mode | None
+) -> list[StepRecord]:
+    """The best or the last few of the steps that are there, the newest last; none that an exception left.
+
+    Raises `ValueError` unless one of `best` and `last` is given, and `CheckpointNotFoundError` if there is no step, or
+    none with the metric.
+    """
+    sound = [record for record in choice.records if record.reason != "exception"]
+    number = last if best is None else best
+    if number is None or (best is not None and last is not None) or number < 1:
+        raise ValueError("give best= or last=, a number of steps, at least 1")
+    if not sound:
+        raise CheckpointNotFoundError(f"{choice.root} has no step yet")
+    if best is None:
+        if metric is not None or mode is not None:
+            raise ValueError("metric= and mode= go with best=")
+        return sound[-number:]
+    name = choice.metric if metric is None else metric
+    # The mode of the run is that of its own metric.
+    way = mode or (choice.mode if name == choice.metric else "min")
+    found = [] if name is None else top(sound, number, name, way)
+    if not found:
+        names = sorted({each for record in sound for each in record.metrics})
+        raise CheckpointNotFoundError(
+            f"no step in {choice.root} has the metric {name!r}; "
+            + (f"there are {', '.join(map(repr, names))}" if names else "none has any")
+        )
+    return sorted(found, key=lambda record: record.step)
+
+
 def candidates(choice: Choice, step: int | str) -> list[int]:
     """The steps that may be taken for this one if it is damaged, in order: for "best" the next best, for all else the
     ones before it, newest first. Damaged ones are among them.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Generator
 from contextlib import contextmanager
 
@@ -18,10 +19,20 @@ def make_folder(storage: Storage, root: str) -> None:
         for directory, parent in target.new_directories:
             storage.apply(MakeDirectory(directory))
             storage.apply(SyncDirectory(parent))
+        if not target.new_directories:
+            # Whoever made the folder may have been killed before its name was durable.
+            with contextlib.suppress(OSError):
+                storage.apply(SyncDirectory(parent_of(root)))
     except PytreeckptError:
         raise
     except OSError as error:
         raise storage_error(error, f"cannot make the folder {root}") from error
+
+
+def parent_of(root: str) -> str:
+    """The folder in which a folder is."""
+    head, slash, _ = root.rstrip("/").rpartition("/")
+    return head or ("/" if slash else ".")
 
 
 def take(storage: Storage, root: str) -> Lock:

@@ -20,7 +20,7 @@ from pytreeckpt.codecs import Compression
 from pytreeckpt.commit import Durability, IfExists
 from pytreeckpt.errors import CheckpointNotFoundError
 from pytreeckpt.pipeline import ReportProgress
-from pytreeckpt.run.choosing import choose
+from pytreeckpt.run.choosing import choose, several
 from pytreeckpt.run.finding import Found, locate, locate_whole, opened, use_step
 from pytreeckpt.run.interrupts import SIGNALS
 from pytreeckpt.run.listing import with_logs
@@ -272,6 +272,20 @@ class CheckpointManager:
     def path(self, step: int | str = "latest") -> str:
         """The path of the file of a step: its number, "latest", "best", or the name of a pin."""
         return inside(self.root, step_file(choose(self._view.choice(), step)))
+
+    def paths(
+        self,
+        *,
+        best: int | None = None,
+        last: int | None = None,
+        metric: str | None = None,
+        mode: Mode | None = None,
+    ) -> list[str]:
+        """The files of the `best` so many steps, by `metric` and `mode` (by default those of the run), or of the `last`
+        so many; the newest last, as `average` takes them, and none that an exception left.
+        """
+        records = several(self._view.choice(), best=best, last=last, metric=metric, mode=mode)
+        return [inside(self.root, step_file(record.step)) for record in records]
 
     def open(self, step: int | str = "latest") -> Checkpoint:
         """Open the checkpoint of a step, as `pytreeckpt.open`."""

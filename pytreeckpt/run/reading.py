@@ -11,7 +11,7 @@ from pathlib import PurePath
 
 from pytreeckpt.checkpoint import Checkpoint
 from pytreeckpt.errors import CheckpointNotFoundError
-from pytreeckpt.run.choosing import Choice, choose
+from pytreeckpt.run.choosing import Choice, choose, several
 from pytreeckpt.run.finding import locate, opened, settled, use_step
 from pytreeckpt.run.history_file import readable_history
 from pytreeckpt.run.leftovers import Leftovers, find_leftovers
@@ -59,6 +59,20 @@ class Run:
     def path(self, step: int | str = "latest") -> str:
         """The path of the file of a step: its number, "latest", "best", or the name of a pin."""
         return inside(self.root, step_file(choose(self.choice, step)))
+
+    def paths(
+        self,
+        *,
+        best: int | None = None,
+        last: int | None = None,
+        metric: str | None = None,
+        mode: Mode | None = None,
+    ) -> list[str]:
+        """The files of the `best` so many steps, by `metric` and `mode` (by default those of the run), or of the `last`
+        so many; the newest last, as `average` takes them, and none that an exception left.
+        """
+        records = several(self.choice, best=best, last=last, metric=metric, mode=mode)
+        return [inside(self.root, step_file(record.step)) for record in records]
 
     def open(self, step: int | str = "latest") -> Checkpoint:
         """Open the checkpoint of a step. What was pruned since the folder was read is looked for again."""

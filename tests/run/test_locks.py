@@ -100,8 +100,10 @@ def test_a_child_that_is_forked_in_the_middle_of_a_save_can_look_and_is_no_write
                     status = 7
             finally:
                 os._exit(status)
+        status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        # Only now: the child is to look while step 2 is not there.
         go_on.set()
-        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert status == 7
         handle.result(30)
         assert manager.steps() == [1, 2]
         manager.wait()

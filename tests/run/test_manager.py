@@ -25,6 +25,7 @@ from pytreeckpt import (
 )
 from pytreeckpt.commit import CreateFile, RemoveFile, SyncDirectory, SyncFile
 from pytreeckpt.planning import plan_save
+from pytreeckpt.run import read_run
 from pytreeckpt.steps import retention, schedule
 from tests.exact import difference
 from tests.run.run_folders import Clock, FailingStorage, content, saved, tree
@@ -381,21 +382,22 @@ def test_an_error_in_the_background_is_raised_when_it_is_asked_whether_it_is_tim
 
 
 def test_what_is_logged_while_its_step_is_being_saved_is_kept(tmp_path, monkeypatch):
-    may_go_on = threading.Event()
+    # One for each save, since the second may begin before the first has seen its own.
+    may_go_on = {step: threading.Event() for step in (1, 2)}
+    turns = iter(may_go_on.values())
 
     def plan_late(flat, limits):
-        may_go_on.wait(30)
+        next(turns).wait(30)
         return plan_save(flat, limits)
 
     monkeypatch.setattr("pytreeckpt.saving.saver.plan_save", plan_late)
     with CheckpointManager(tmp_path) as manager:
         for step in (1, 2):
             manager.log(step, {"before": 1.0, "both": 1.0})
-            may_go_on.clear()
             manager.save(step, tree(step), metrics={"both": 2.0}, blocking=False)
             manager.log(step, {"after": 3.0})
             manager.log(step + 1, {"early": 4.0})
-            may_go_on.set()
+            may_go_on[step].set()
         manager.wait()
     known = {record.step: record.metrics for record in ptc.run.read_run(tmp_path).history}
     assert known[1] == {"before": 1.0, "both": 2.0, "after": 3.0}
@@ -490,7 +492,11 @@ def test_a_step_that_may_not_be_durable_is_known_as_it_is(tmp_path, incremental)
     root = saved(tmp_path, [1, 2, 3], incremental=incremental)
     storage = FailingStorage()
     with CheckpointManager(root, keep_last=1, incremental=incremental, storage=storage) as manager:
-        storage.fails = lambda operation: operation == SyncDirectory(root)
+        # Once the step has its name.
+        storage.fails = lambda operation: (
+            operation == SyncDirectory(root) and (tmp_path / "step-00000002.ptck").read_bytes() != before
+        )
+        before = (tmp_path / "step-00000002.ptck").read_bytes()
         with pytest.raises(NotDurableError):
             manager.save(2, {"new": np.arange(900)}, metrics={"x": 5.0}, if_exists="replace")
         storage.fails = lambda operation: False
@@ -749,3 +755,23 @@ def test_incremental_steps_share_their_data_and_each_restores_on_its_own(tmp_pat
         manager.save(8, {"head": np.full(1000, 8)})
         assert difference(manager.restore(8), {"head": np.full(1000, 8)}) is None
     assert sum(map(len, content(tmp_path).values())) < 0.1 * frozen.nbytes
+
+
+def test_the_best_and_the_last_steps_are_found_for_an_average(tmp_path):
+    with CheckpointManager(tmp_path, keep_last=None, metric="loss") as manager:
+        for step, loss in enumerate([3.0, 1.0, math.nan, 2.0]):
+            manager.save(step, {"w": np.full(4, float(step))}, metrics={"loss": loss, "accuracy": -loss})
+        manager.save(9, {"w": np.zeros(4)}, metrics={"loss": 0.0}, reason="exception")
+        run = read_run(tmp_path)
+        for paths in (manager.paths, run.paths):
+            assert paths(best=2) == [manager.path(1), manager.path(3)]
+            assert paths(last=2) == [manager.path(2), manager.path(3)]
+            assert paths(best=1, metric="accuracy", mode="max") == [manager.path(1)]
+            with pytest.raises(ValueError, match="give best= or last="):
+                paths()
+            with pytest.raises(ValueError, match="go with best="):
+                paths(last=1, metric="loss")
+            with pytest.raises(ptc.CheckpointNotFoundError, match="'bleu'; there are 'accuracy', 'loss'"):
+                paths(best=1, metric="bleu")
+        ptc.average(run.paths(best=2), tmp_path / "soup.ptck")
+    assert ptc.restore(tmp_path / "soup.ptck")["w"].tolist() == [2.0] * 4

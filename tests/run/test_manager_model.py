@@ -112,6 +112,12 @@ def kept(steps, policy):
     return found | {max(steps)} if steps else found
 
 
+def what_goes(report):
+    """A report as values that can be compared, which NaN cannot."""
+    removed = [(record.step, record.root, sorted(map(repr, record.metrics.items()))) for record in report.removed]
+    return removed, report.removed_files, report.freed_nbytes
+
+
 class ManagerMachine(RuleBasedStateMachine):
     """`held`: what each acknowledged step that must be there holds; `metric`: of each step that was acknowledged ever.
 
@@ -131,6 +137,9 @@ class ManagerMachine(RuleBasedStateMachine):
         # before.
         self.logged = {}
         self.unwritten = {}
+        self.doubted = set()
+        # What steps were or were not before, where that may not be durable.
+        self.ghosts = {}
         # Whether all was pruned since something stopped or failed.
         self.is_tidy = True
         self.clock = itertools.count()
@@ -165,9 +174,12 @@ class ManagerMachine(RuleBasedStateMachine):
         return kept(steps, self.policy) | (set(self.pins.values()) & set(steps)) | {step}
 
     def saved(self, step, tree, metric):
-        if step in self.metric and step not in self.unwritten:
+        if step in self.metric and step in self.logged:
             # What is known of an earlier save is replaced.
-            self.logged.pop(step, None)
+            if step not in self.unwritten:
+                del self.logged[step]
+            elif step in self.doubted:
+                self.logged[step] = [None, *self.logged[step]]
         self.held[step], self.metric[step] = tree, metric
         self.may_hold.pop(step, None)
 
@@ -192,6 +204,7 @@ class ManagerMachine(RuleBasedStateMachine):
         """What was logged may not have been written, and never will be."""
         for step, before in self.unwritten.items():
             self.logged[step] = [*before, *self.logged[step]]
+            self.doubted.add(step)
 
     def settle(self, found):
         """Of what may be or not be, take what is."""
@@ -201,7 +214,15 @@ class ManagerMachine(RuleBasedStateMachine):
                 assert content is not None, f"step {step} holds what it never held"
                 self.held[step], self.metric[step] = content
             else:
+                content = None
                 assert None in options, f"step {step} is lost"
+                if step in self.ghosts:
+                    # What was known of it since may be gone with it.
+                    self.metric.pop(step, None)
+                    self.logged.pop(step, None)
+                    self.unwritten.pop(step, None)
+            # After a power cut it may be as it was before, until the folder has been synced.
+            self.ghosts[step] = [*self.ghosts.get(step, []), *(each for each in options if each is not content)]
             del self.may_hold[step]
 
     # What is done.
@@ -218,11 +239,11 @@ class ManagerMachine(RuleBasedStateMachine):
             self.manager.log(step, {"lr": late})
         assert handle.result(10).path == f"{ROOT}/step-{step:08d}.ptck"
         self.saved(step, tree, metric)
-        self.unwritten = {}
         self.is_tidy = True
         if late is not None:
-            self.unwritten[step] = self.logged.get(step, [None])
+            self.manager.wait()
             self.logged[step] = [late]
+        self.unwritten = {}
         expected = self.expected_after(step)
         self.settle(self.read_all())
         # What was saved but could not be pruned before may be among them, or is pruned now.
@@ -231,6 +252,7 @@ class ManagerMachine(RuleBasedStateMachine):
         assert present <= expected | {step}
         assert self.expected_after(step) <= present
         self.held = {each: content for each, content in self.held.items() if each in present}
+        self.ghosts = {}
 
     @rule(step=STEPS)
     def save_what_is_there_already(self, step):
@@ -309,12 +331,17 @@ class ManagerMachine(RuleBasedStateMachine):
             images = [state.image for state in itertools.islice(states, 64)]
             image = images[data.draw(st.integers(0, len(images) - 1), label="which of the disks that are possible")]
             self.storage = Machine(image)
+            for step, options in self.ghosts.items():
+                now = (self.held.pop(step), self.metric[step]) if step in self.held else None
+                self.may_hold[step] = [*self.may_hold.get(step, [now]), *options]
         else:
             self.storage.start_again()
         self.doubt_logs()
         self.unwritten = {}
         self.restart()
         self.settle(self.read_all())
+        if power:
+            self.ghosts = {}
 
     @rule(name=st.sampled_from(["a", "b"]), data=st.data())
     @precondition(lambda self: self.held)
@@ -334,9 +361,8 @@ class ManagerMachine(RuleBasedStateMachine):
     def prune(self):
         planned = self.manager.prune(dry_run=True)
         done = self.manager.prune()
-        # Not the records: NaN is not equal to itself.
-        assert repr(planned) == repr(done)
-        self.is_tidy, self.unwritten = True, {}
+        assert what_goes(planned) == what_goes(done)
+        self.is_tidy, self.unwritten, self.ghosts = True, {}, {}
         # Without a newer step, the largest number is the newest.
         steps = {each: self.metric[each] for each in self.held}
         gone = {record.step for record in done.removed}
@@ -363,6 +389,7 @@ class ManagerMachine(RuleBasedStateMachine):
     def log(self, step, value):
         self.manager.log(step, {"lr": value})
         self.unwritten.setdefault(step, self.logged.get(step, [None]))
+        self.doubted.discard(step)
         self.logged[step] = [value]
 
     @rule()
@@ -404,6 +431,7 @@ class ManagerMachine(RuleBasedStateMachine):
         self.is_tidy = True
         self.forget_pruned(step)
         self.settle(self.read_all())
+        self.ghosts = {}
 
     # What always holds.
 
