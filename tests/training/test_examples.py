@@ -45,8 +45,8 @@ def test_what_the_docs_show_is_in_the_examples(example):
     assert len(shown) == 2
     for block in shown:
         # In a function, one blank line stands where on the page there are two.
-        block = block.replace("\n\n\n", "\n\n")
-        assert textwrap.indent(block, "    ") in (EXAMPLES / example).read_text()
+        within = textwrap.indent(block.replace("\n\n\n", "\n\n"), "    ")
+        assert within in (EXAMPLES / example).read_text()
 
 
 @pytest.mark.parametrize("example", ["train_torch.py", "train_flax.py"])
