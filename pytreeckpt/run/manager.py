@@ -26,12 +26,12 @@ from pytreeckpt.run.interrupts import SIGNALS
 from pytreeckpt.run.listing import with_logs
 from pytreeckpt.run.looking import View
 from pytreeckpt.run.policies import DEFAULT_KEEP_LAST, retention_of, schedule_of
-from pytreeckpt.run.pruning import PruneReport, plan_pruning, report_of
+from pytreeckpt.run.pruning import PruneReport, report_of
 from pytreeckpt.run.reading import StrPath, folder_name
 from pytreeckpt.run.rhythm import Rhythm
 from pytreeckpt.run.safe_points import Guards, State, checkpoint, guarded
 from pytreeckpt.run.turns import Turns
-from pytreeckpt.run.writing import FolderWriter, Writing
+from pytreeckpt.run.writing import FolderWriter, Writing, plan_removal
 from pytreeckpt.saving import SaveHandle
 from pytreeckpt.steps.history import all_records, record_of
 from pytreeckpt.steps.names import inside, step_file
@@ -360,25 +360,15 @@ class CheckpointManager:
     def prune(self, *, dry_run: bool = False) -> PruneReport:
         """Remove what the policy does not keep, as each save does. `dry_run`: say what would go, and write nothing."""
         if dry_run and self._turns.writer is None:
-            return self._would_prune()
+            history, listing = self._view.fresh()
+            listing = with_logs(listing, self._turns.logs.now())
+            return report_of(*plan_removal(self._storage, self.root, self._how, history, listing))
         with self._turns.turn() as writer:
             logs = self._turns.logs.now()
             report = writer.prune(logs, dry_run=dry_run)
             if not dry_run:
                 self._turns.logs.forget(logs)
         return report
-
-    def _would_prune(self) -> PruneReport:
-        history, listing = self._view.fresh()
-        plan, notes = plan_pruning(
-            self._storage,
-            self.root,
-            with_logs(listing, self._turns.logs.now()),
-            self._how.retention,
-            pinned=history.pins.values(),
-            with_leftovers=self._how.lock,
-        )
-        return report_of(plan, notes)
 
     # The end.
 

@@ -27,6 +27,7 @@ from pytreeckpt.run.pruning import PruneReport, apply_prune, plan_pruning, repor
 from pytreeckpt.run.reading import with_present
 from pytreeckpt.steps.history import History, with_metrics, with_records
 from pytreeckpt.steps.names import inside, step_file
+from pytreeckpt.steps.pruning import PrunePlan
 from pytreeckpt.steps.records import Mode, StepRecord
 from pytreeckpt.steps.retention import Retention, any_of, keep_steps
 from pytreeckpt.storage import Lock, Storage
@@ -52,6 +53,22 @@ class Writing:
         if not math.isfinite(now_s):
             raise ValueError(f"the clock says {now_s}, which is no time")
         return now_s
+
+
+def plan_removal(
+    storage: Storage, root: str, how: Writing, history: History, listing: Listing, *, needs: Needs | None = None
+) -> tuple[PrunePlan, tuple[str, ...]]:
+    """What goes when it is pruned; see `plan_pruning`."""
+    return plan_pruning(
+        storage,
+        root,
+        listing,
+        how.retention,
+        pinned=history.pins.values(),
+        # Without the lock, what looks like left over may be a save of somebody else.
+        with_leftovers=how.lock,
+        needs=needs,
+    )
 
 
 class FolderWriter:
@@ -211,16 +228,8 @@ class FolderWriter:
         if not dry_run and self._published is not self.history:
             # It keeps what is known of the steps that go.
             self.publish(self.history)
-        plan, notes = plan_pruning(
-            self.storage,
-            self.root,
-            listing,
-            retention,
-            pinned=self.history.pins.values(),
-            # Without the lock, what looks like left over may be a save of somebody else.
-            with_leftovers=self.how.lock,
-            needs=self._needs,
-        )
+        how = replace(self.how, retention=retention)
+        plan, notes = plan_removal(self.storage, self.root, how, self.history, listing, needs=self._needs)
         if not dry_run:
             try:
                 apply_prune(self.storage, self.root, plan.operations)

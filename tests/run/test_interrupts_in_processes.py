@@ -51,14 +51,15 @@ class Child:
             [sys.executable, str(PROGRAMS / program), str(root), str(steps), str(save_every), *flags],
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
-            text=True,
+            # Without a buffer, in which `communicate` would not find what was read ahead of the lines.
+            bufsize=0,
             # A group of its own, as a terminal makes one.
             process_group=0,
         )
 
     def read(self, n_lines):
         for _ in range(n_lines):
-            self.output += self.process.stdout.readline()
+            self.output += self.process.stdout.readline().decode()
         return self
 
     def send(self, signum, *, whole_group=False):
@@ -68,8 +69,8 @@ class Child:
     def end(self):
         """The exit status, and what it said on standard error."""
         output, errors = self.process.communicate(timeout=60)
-        self.output += output
-        return self.process.returncode, errors
+        self.output += output.decode()
+        return self.process.returncode, errors.decode()
 
     @property
     def losses(self):
