@@ -56,22 +56,23 @@ def test_an_example_that_is_ended_in_whatever_way_goes_on_as_if_it_had_not_been(
     assert len(losses_of(whole)) == 12
     output = ""
     for n_ended, signum in enumerate(ENDS[example]):
+        # Without a buffer, in which `communicate` would not find what was read ahead of the lines.
         with subprocess.Popen(
-            command(example, tmp_path / "ended"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+            command(example, tmp_path / "ended"), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
         ) as process:
             # Somewhere between two saves, or within one.
             for _ in range(2 + n_ended):
-                output += process.stdout.readline()
+                output += process.stdout.readline().decode()
             time.sleep(random.random() / 20)
             process.send_signal(signum)
             rest, errors = process.communicate()
-            output += rest
+            output += rest.decode()
         run = read_run(tmp_path / "ended")
         if signum == signal.SIGKILL:
             assert process.returncode == -signum
         else:
             assert process.returncode == 128 + signum
-            assert re.fullmatch(rf"{signum.name} came: step {run.latest} was saved, as .*\n", errors)
+            assert re.fullmatch(rf"{signum.name} came: step {run.latest} was saved, as .*\n", errors.decode())
         assert run.problems == ()
     last = subprocess.run(command(example, tmp_path / "ended"), capture_output=True, text=True, check=True).stdout
     assert f"resumed at step {run.latest}" in last
