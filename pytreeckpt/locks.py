@@ -12,7 +12,7 @@ import fcntl
 import os
 import secrets
 import threading
-from typing import Final
+from typing import Final, Protocol
 
 from pytreeckpt.errors import ConcurrentWriterError, StorageError
 
@@ -23,6 +23,18 @@ _held: Final[dict[tuple[int, int], int]] = {}
 
 # A child that is forked while another thread is in there would wait for ever.
 os.register_at_fork(before=_guard.acquire, after_in_parent=_guard.release, after_in_child=_guard.release)
+
+
+class Lock(Protocol):
+    """A lock that was taken."""
+
+    def is_held(self) -> bool:
+        """Whether it is held still, and nobody else had it in between."""
+        ...
+
+    def release(self) -> None:
+        """Give it back, once."""
+        ...
 
 
 class FileLock:

@@ -30,7 +30,7 @@ from pytreeckpt.commit import (
 )
 from pytreeckpt.errors import CheckpointNotFoundError, CorruptionError, NotACheckpointError, StorageError
 from pytreeckpt.linux import reserve, start_writeback
-from pytreeckpt.locks import take_lock
+from pytreeckpt.locks import Lock, take_lock
 from pytreeckpt.reading import RangedSource
 
 
@@ -65,18 +65,6 @@ class Storage(Protocol):
         """Take the lock called `path`, in a directory that exists, for as long as this process lives or until it is
         released. Raises `ConcurrentWriterError` if another one has it, in this process or in another.
         """
-        ...
-
-
-class Lock(Protocol):
-    """A lock that was taken."""
-
-    def is_held(self) -> bool:
-        """Whether it is held still, and nobody else had it in between."""
-        ...
-
-    def release(self) -> None:
-        """Give it back, once."""
         ...
 
 

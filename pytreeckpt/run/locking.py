@@ -8,8 +8,9 @@ from contextlib import contextmanager
 
 from pytreeckpt.commit import MakeDirectory, SyncDirectory
 from pytreeckpt.errors import PytreeckptError
+from pytreeckpt.locks import Lock
 from pytreeckpt.steps.names import LOCK, inside
-from pytreeckpt.storage import Lock, Storage, storage_error
+from pytreeckpt.storage import Storage, storage_error
 
 
 def make_folder(storage: Storage, root: str) -> None:

@@ -17,6 +17,7 @@ from pytreeckpt.codecs import Compression
 from pytreeckpt.commit import Durability, IfExists
 from pytreeckpt.errors import CheckpointExistsError, NotDurableError, PytreeckptError
 from pytreeckpt.incremental import Known, read_known, write_incremental
+from pytreeckpt.locks import Lock
 from pytreeckpt.planning import SavePlan
 from pytreeckpt.run.history_file import history_to_go_on, publish_history
 from pytreeckpt.run.leftovers import Needs
@@ -30,7 +31,7 @@ from pytreeckpt.steps.names import inside, step_file
 from pytreeckpt.steps.pruning import PrunePlan
 from pytreeckpt.steps.records import Mode, StepRecord
 from pytreeckpt.steps.retention import Retention, any_of, keep_steps
-from pytreeckpt.storage import Lock, Storage
+from pytreeckpt.storage import Storage
 from pytreeckpt.writer import write_checkpoint
 
 
