@@ -43,8 +43,9 @@ def diff(
     """Compare two checkpoints, given by their paths or open, of whatever formats.
 
     Compared is everything that a restore gives back: structure, the types of containers and of wrapped arrays, the
-    order of keys, dtypes, shapes, memory order, every bit of every value, ties between arrays, and the metadata (not
-    with `select`, which chooses leaves as in `restore`). Whether arrays are the same is told by the digests in the
+    order of keys, dtypes, shapes, memory order, every bit of every value, ties between arrays (but for arrays within a
+    slice or another object that is one value), and the metadata (not with `select`, which chooses leaves as in
+    `restore`). Whether arrays are the same is told by the digests in the
     indexes, if both files cut them into the same chunks; others, and those of files of other formats, are read,
     a few tens of MiB at a time, and `Diff.read_nbytes` says how much that was. Arrays that stand at other
     paths in the second, as many with the same content, have moved.

@@ -48,12 +48,19 @@ def test_a_diff_agrees_with_comparisons_of_the_trees(a, b, also):
     pair = [{"x": a, "y": [a, b][also // 2]}, {"x": [a, b][also % 2], "y": b}]
     files = [ptc.encode(tree) for tree in pair]
     with open_bytes(files[0]) as one, open_bytes(files[1]) as other:
+        # Ties of arrays within an object that is one value are not compared, as the docstring says.
+        assume(not any(holds_arrays(type_) for each in (one, other) for type_ in each.index.nodes.types))
         found = ptc.diff(one, other)
         # From the digests alone, or from the values: the same changes.
         with_values = ptc.diff(one, other, values=True)
     restored = [ptc.decode(file, types=some.TYPES) for file in files]
     assert found.same == (difference(*restored) is None) == are_identical(*restored)
     assert named(with_values) == named(found)
+
+
+def holds_arrays(type_: ptc.ObjectType) -> bool:
+    """Whether it is of one value that may hold arrays: a slice, or a member of an enum."""
+    return type_.name == "python.slice" or type_.class_kind is ptc.ClassKind.ENUM
 
 
 def are_identical(a: Any, b: Any) -> bool:
