@@ -16,7 +16,7 @@ import numpy as np
 from pytreeckpt.arrays import AnyArray, ArraySource, copy_items, source_of, stored_order
 from pytreeckpt.dtypes import Descriptor, describe, has_padding
 from pytreeckpt.flatten import FlatTree
-from pytreeckpt.geometry import Box, Shape, grid, whole
+from pytreeckpt.geometry import Shape
 from pytreeckpt.index import ArrayEntry, ArrayTable
 from pytreeckpt.limits import Limits
 from pytreeckpt.nodes import Nodes
@@ -156,7 +156,7 @@ def _inline(array: AnyArray | ArraySource, dtype_id: int) -> tuple[ArrayEntry, b
     if isinstance(array, ArraySource):
         axes, _ = _layout(array)
         stored = np.zeros([array.shape[axis] for axis in axes] if axes else array.shape, array.dtype)
-        for box, read in zip(_boxes(array), array.boxes, strict=True):
+        for box, read in zip(array.cells, array.boxes, strict=True):
             copy_items(stored[box.selection], read(0, math.prod(box.shape)).reshape(box.shape))
         return ArrayEntry(dtype_id, array.shape, axes), stored.tobytes()
     if has_padding(array.dtype):
@@ -182,11 +182,6 @@ def _layout(source: ArraySource) -> tuple[Shape | None, tuple[Shape, ...] | None
     return None if axes == in_order else axes, cuts if any(cuts) else None
 
 
-def _boxes(source: ArraySource) -> list[Box]:
-    stored = source.shape if source.axes is None else tuple(source.shape[axis] for axis in source.axes)
-    return [whole(stored)] if source.cuts is None else list(grid(stored, source.cuts))
-
-
 def _cut(source: ArraySource, dtype_id: int) -> tuple[ArrayEntry, list[ChunkTask]]:
     axes, cuts = _layout(source)
     per_chunk = max(1, CHUNK_NBYTES // source.dtype.itemsize)
@@ -196,7 +191,7 @@ def _cut(source: ArraySource, dtype_id: int) -> tuple[ArrayEntry, list[ChunkTask
         per_chunk = max(per_chunk - per_chunk % step, step)
     tasks: list[ChunkTask] = []
     counts: list[int] = []
-    for number, box in enumerate(_boxes(source)):
+    for number, box in enumerate(source.cells):
         n_items = math.prod(box.shape)
         counts.append(-(-n_items // per_chunk))
         tasks += [ChunkTask(source, number, at, min(at + per_chunk, n_items)) for at in range(0, n_items, per_chunk)]
